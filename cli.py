@@ -1,0 +1,45 @@
+"""The `genrecall` command: one verb a job. Knows only which module does which verb."""
+
+import argparse
+import importlib
+import sys
+
+# verb -> (module, one-line help). A module has configure(parser) and main(args) -> int | None, and is imported only when
+# its verb runs, so that `genrecall serve` needs no PyTorch and `genrecall sft` no TensorFlow.
+VERBS = {
+    "synth": ("genrecall.training.synth", "write a generated shop as a data folder"),
+    "tokenize": ("genrecall.training.tokenize", "give every item of a data folder a semantic ID"),
+    "sft": ("genrecall.training.sft", "expand the vocabulary and fine-tune the decoder"),
+    "index": ("genrecall.training.build_index", "compile the catalogue to a recall index"),
+    "evaluate": ("genrecall.training.evaluate", "full-ranking evaluation through the CPU engine"),
+    "export": ("genrecall.graphs.export", "compose the recall graph and export a SavedModel"),
+    "serve": ("genrecall.serving.server", "serve SavedModels as tensorflow_model_server does"),
+    "query": ("genrecall.serving.client", "ask a server for one user's items"),
+    "demo": ("genrecall.demo", "the whole line, from data folder to served items"),
+}
+
+
+def main(argv=None):
+    """Runs one verb and returns its exit status. Bad input ends with one line on stderr and status 2."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(prog="genrecall", description="Generative recall for TensorFlow Serving.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    chosen = next((a for a in argv if not a.startswith("-")), None)
+    module = None
+    for verb, (path, text) in VERBS.items():
+        sub = verbs.add_parser(verb, help=text, description=text)
+        if verb == chosen:
+            module = importlib.import_module(path)
+            module.configure(sub)
+    args = parser.parse_args(argv)
+    try:
+        return module.main(args) or 0
+    except (ValueError, OSError) as error:
+        print(f"genrecall {args.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+# `make demo` runs the main job, `make test` installs everything and runs all tests. Both need only Python 3.10-3.13, g++ and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DATA ?=
+PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
+INSTALLED := $(VENV)/.installed
+BUILT := $(VENV)/.built
+
+SOURCES := setup.py pyproject.toml build_defs.bzl $(wildcard kernels/*.cc kernels/*.h trtllm_bridge/*.cc trtllm_bridge/*.h tf_ops/*.cc tf_ops/*.h)
+
+.PHONY: demo test lint bench check-slow bazel-test wheel clean
+
+$(INSTALLED): constraints.txt pyproject.toml
+	@echo "== virtual environment in $(VENV) (TensorFlow and PyTorch: a few minutes the first time)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools wheel pybind11 tensorflow
+	touch $@
+
+$(BUILT): $(INSTALLED) $(SOURCES)
+	@echo "== compiling the core, the bindings and the op library"
+	$(PIP) --no-build-isolation -e '.[train,test]'
+	touch $@
+
+demo: $(BUILT)
+	$(BIN)/genrecall demo $(if $(DATA),--data $(DATA)) --output demo
+
+test: $(BUILT)
+	$(BIN)/python -m pytest
+
+lint: $(BUILT)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cc' '*.h')
+
+wheel: $(INSTALLED)
+	$(BIN)/pip wheel -q --no-build-isolation --no-deps -w dist .
+
+bench: $(BUILT)
+	$(BIN)/python benchmarks/bench_engine.py
+	$(BIN)/python benchmarks/bench_index.py --items 10000000
+
+# What is too slow or too special for `make test`: run by hand before a release.
+check-slow: $(BUILT) bazel-test
+	GENRECALL_SLOW=1 $(BIN)/python -m pytest -m slow
+
+bazel-test: $(BUILT)
+	bazel/install.sh
+	PATH="$(abspath $(BIN)):$$PATH" bazel build //...
+	PATH="$(abspath $(BIN)):$$PATH" bazel test //...
+
+clean:
+	rm -rf build dist demo $(VENV) *.egg-info

@@ -1,5 +1,5 @@
-// One step of trie-constrained beam search for one request: log-softmax of a level's logits, the allowed children of
-// every live beam, the W best of them. Knows no model.
+// One step of trie-constrained beam search for one request: log-softmax of a level's logits, the allowed
+// children of every live beam, the W best of them. Knows no model.
 #ifndef GENRECALL_KERNELS_CONSTRAINED_TOPK_H_
 #define GENRECALL_KERNELS_CONSTRAINED_TOPK_H_
 
@@ -23,13 +23,15 @@ struct TopkArgs {
   int level = 0;                      // trie level being expanded, 0..L-1
   int rows = 0;                       // live beams (1 at level 0)
   const uint32_t* node = nullptr;     // [rows] distinct nodes of `level`
-  const float* beam_score = nullptr;  // [rows] sums so far
+  const float* beam_score = nullptr;  // [rows] sums so far, not NaN; best first is fastest
   const float* logits = nullptr;      // [rows, level_size(level)], row stride `stride`
   int64_t stride = 0;
   Normalize normalize = Normalize::kLevel;
-  const float* log_normalizer = nullptr;  // [rows], kVocab: log-sum-exp of the row's whole vocabulary
-  float temperature = 1.0f;           // > 0; logits are divided by it before normalising
-  int width = 0;                      // W >= 1
+  // [rows], kVocab: log-sum-exp over the row's whole vocabulary of logits / temperature; finite, or -inf when
+  // every logit is.
+  const float* log_normalizer = nullptr;
+  float temperature = 1.0f;  // > 0; logits are divided by it before normalising
+  int width = 0;             // W >= 1
 };
 
 // The step's survivors, best first; all arrays of `count`.
@@ -37,15 +39,20 @@ struct TopkBeams {
   int count = 0;
   std::vector<int32_t> parent;  // row each came from
   std::vector<int32_t> code;
-  std::vector<uint32_t> node;   // of level + 1
-  std::vector<float> score;     // beam_score[parent] + step log-probability
+  std::vector<uint32_t> node;  // of level + 1
+  std::vector<float> score;    // beam_score[parent] + step_score
   std::vector<float> step_score;
 };
 
-// The min(W, candidates) best (row, allowed child) pairs by score. Ties: the lexicographically smaller SID prefix, which is the
-// smaller `node`. Nothing illegal, nothing twice. A NaN or +inf logit among a row's level is INTERNAL
-// ("logits[row, code] = nan at level l: expected finite"): -inf logits are allowed and rank last.
-// Deterministic in float32: log-softmax sums in ascending code order.
+// The min(W, candidates) best (row, allowed child) pairs by score. Ties: the lexicographically smaller SID
+// prefix, which is the smaller `node`. Nothing illegal, nothing twice. -inf logits are allowed and rank last:
+// a step score is -inf when its logit is, also where all that it is normalised over are. Errors: INTERNAL for
+// a NaN or +inf logit anywhere in a row's level
+// ("logits[row, code] = nan at level l: expected finite"), a NaN or +inf beam_score or log_normalizer;
+// INVALID_ARGUMENT for arguments out of their bounds. On error *out is unspecified.
+// O(rows * (level_size + children)) time; nothing is allocated once scratch and *out have grown to a width.
+// Bit-deterministic: a row's float32 sums are taken in a fixed order that depends on nothing but the row's
+// length.
 Status ConstrainedTopk(const TopkArgs& args, TopkBeams* out);
 
 }  // namespace genrecall

@@ -1,4 +1,5 @@
-// Which instruction set the numeric kernels use: detected once (CPU *and* OS), overridden by GENRECALL_CPU_ISA.
+// Which instruction set the numeric kernels use: detected once (CPU *and* OS), overridden by
+// GENRECALL_CPU_ISA.
 #ifndef GENRECALL_KERNELS_CPU_ISA_H_
 #define GENRECALL_KERNELS_CPU_ISA_H_
 
@@ -8,17 +9,21 @@
 
 namespace genrecall {
 
-// scalar: the specification. avx2: AVX2 + FMA + F16C. avx512: AVX-512 F/BW/DQ/VL (+ FMA), bf16 by widening. amx: AMX tile + bf16
-// with AVX-512 around it (AVX512_BF16 required).
+// scalar: the specification. avx2: AVX2 + FMA + F16C. avx512: AVX-512 F/BW/DQ/VL (+ FMA), bf16 by widening.
+// amx: AMX tile + bf16 with AVX-512 around it (AVX512_BF16 required).
 enum class CpuIsa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3 };
 
 const char* CpuIsaName(CpuIsa isa);
 
+// The ISA of that name. Error (INVALID_ARGUMENT): "'avx3': expected scalar|avx2|avx512|amx".
+Result<CpuIsa> ParseCpuIsa(const std::string& word);
+
 // The best ISA of this machine. AMX counts only when the kernel grants the tile state (arch_prctl).
 CpuIsa DetectCpuIsa();
 
-// The ISA in force: GENRECALL_CPU_ISA if set, else DetectCpuIsa(). Errors (INVALID_ARGUMENT): an unknown word,
-// "GENRECALL_CPU_ISA='avx3': expected scalar|avx2|avx512|amx"; a known one this machine lacks.
+// The ISA in force: GENRECALL_CPU_ISA if set, else DetectCpuIsa(). Errors (INVALID_ARGUMENT): an unknown
+// word, "GENRECALL_CPU_ISA='avx3': expected scalar|avx2|avx512|amx"; a known one this machine lacks,
+// "GENRECALL_CPU_ISA='amx': this machine has avx512 at most".
 Result<CpuIsa> ActiveCpuIsa();
 
 }  // namespace genrecall

@@ -1,0 +1,33 @@
+// y = epilogue(x W^T + bias): how a gemm is split over threads, and what an ISA provides for it.
+#ifndef GENRECALL_KERNELS_GEMM_H_
+#define GENRECALL_KERNELS_GEMM_H_
+
+#include <cstdint>
+
+#include "kernels/transformer_args.h"
+
+namespace genrecall {
+
+class ThreadPool;
+
+// An ISA's gemm. A "column" is an output feature: [0, w.rows), or [0, w.rows / 2) for kSwiGlu.
+// Each output is one accumulation over k in an order that depends only on the ISA, the dtype and w.cols.
+struct GemmKernel {
+  // Bytes of scratch that hold the activations in the layout `columns` reads; 0: it reads args.x.
+  int64_t (*packed_bytes)(const GemmArgs& args);
+  // Packs rows [first, last); `first` is a multiple of pack_grain.
+  void (*pack)(const GemmArgs& args, int64_t first, int64_t last, void* packed);
+  // Computes columns [first, last) of all rows; `first` is a multiple of column_grain.
+  void (*columns)(const GemmArgs& args, const void* packed, int64_t first, int64_t last);
+  int64_t pack_grain;
+  int64_t column_grain;
+};
+
+extern const GemmKernel kScalarGemm, kAvx2Gemm, kAvx512Gemm, kAmxGemm;
+
+// Threads share out the columns, so no output is summed by two of them.
+void RunGemm(const GemmKernel& kernel, const GemmArgs& args, ThreadPool* pool);
+
+}  // namespace genrecall
+
+#endif  // GENRECALL_KERNELS_GEMM_H_

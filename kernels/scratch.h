@@ -1,0 +1,20 @@
+// Thread-local working memory of the numeric kernels: grows, is never given back, is aligned for any vector.
+#ifndef GENRECALL_KERNELS_SCRATCH_H_
+#define GENRECALL_KERNELS_SCRATCH_H_
+
+#include <cstdint>
+
+namespace genrecall {
+
+// Independent areas: asking for one again may move it, and leaves the other alone.
+enum class ScratchArea : int {
+  kShared = 0,
+  kTask = 1
+};  // handed to other threads by a ParallelFor; a range's own
+
+// At least `bytes` bytes, 64-byte aligned, of this thread's area; contents unspecified.
+void* ThreadScratch(ScratchArea area, int64_t bytes);
+
+}  // namespace genrecall
+
+#endif  // GENRECALL_KERNELS_SCRATCH_H_

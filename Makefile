@@ -42,7 +42,7 @@ bench: $(BUILT)
 
 # What is too slow or too special for `make test`: run by hand before a release.
 check-slow: $(BUILT) bazel-test
-	GENRECALL_SLOW=1 $(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow
 
 bazel-test: $(BUILT)
 	bazel/install.sh

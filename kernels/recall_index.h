@@ -1,12 +1,14 @@
-// The recall index: the catalogue compiled to one read-only value: trie of semantic IDs, SID -> items, item -> SID,
-// weights, facets. Knows no model and no tokenizer. Immutable after Build/Load, so any thread may read it.
+// The recall index: the catalogue compiled to one read-only value: trie of semantic IDs, SID -> items, item
+// -> SID, weights, facets. Knows no model and no tokenizer. Immutable after Build/Load, so any thread may
+// read it.
 //
-// Trie. Level l = 0..L. The nodes of level l are the distinct SID prefixes of length l, numbered 0.. in ascending
-// lexicographic order; level 0 has one node, the root; a node of level L is a SID number. The children of a node are a
-// contiguous range of node numbers of the next level, in ascending order of their codes.
+// Trie. Level l = 0..L. The nodes of level l are the distinct SID prefixes of length l, numbered 0.. in
+// ascending lexicographic order; level 0 has one node, the root; a node of level L is a SID number. The
+// children of a node are a contiguous range of node numbers of the next level, in ascending order of their
+// codes.
 //
-// Items are stored in SID order; within a SID by descending weight, ties by ascending item_id. That order number is the
-// item's *position*.
+// Items are stored in SID order; within a SID by descending weight, ties by ascending item_id. That order
+// number is the item's *position*.
 #ifndef GENRECALL_KERNELS_RECALL_INDEX_H_
 #define GENRECALL_KERNELS_RECALL_INDEX_H_
 
@@ -15,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/recall_index_array.h"
 #include "kernels/status.h"
 
 namespace genrecall {
@@ -41,14 +44,15 @@ struct CatalogueRows {
 
 class RecallIndex {
  public:
-  // Errors (INVALID_ARGUMENT, with the row): duplicate item id, negative id, code out of range, weight not finite,
-  // no rows, more than 2^32 - 2 rows, level sizes out of bounds.
+  // Errors (INVALID_ARGUMENT, with the row): duplicate item id, negative id, code out of range, weight not
+  // finite, no rows, more than 2^32 - 2 rows, level sizes out of bounds.
   static Result<std::shared_ptr<const RecallIndex>> Build(const SidSpace& space, const CatalogueRows& rows);
 
-  // Reads a file written by Save into private memory, verifies length and checksum, then every bound, then returns.
-  // Errors: NOT_FOUND; DATA_LOSS (truncated, checksum, structure); FAILED_PRECONDITION (format version; digest differs
-  // from a non-empty expected_digest).
-  static Result<std::shared_ptr<const RecallIndex>> Load(const std::string& path, const std::string& expected_digest);
+  // Reads a file written by Save into private memory, verifies length and checksum, then every bound, then
+  // returns. Errors: NOT_FOUND; DATA_LOSS (truncated, checksum, structure); FAILED_PRECONDITION (format
+  // version; digest differs from a non-empty expected_digest).
+  static Result<std::shared_ptr<const RecallIndex>> Load(const std::string& path,
+                                                         const std::string& expected_digest);
 
   // Writes beside `path` and renames, so that a reader sees the old file or the new one.
   Status Save(const std::string& path) const;
@@ -59,7 +63,9 @@ class RecallIndex {
   int64_t num_items() const { return static_cast<int64_t>(item_id_.size()); }
   uint32_t num_sids() const { return num_nodes(levels()); }
   uint32_t num_nodes(int level) const;  // level in 0..L
-  uint32_t checksum() const { return checksum_; }  // of the file's content: names the catalogue's version
+  // CRC-32C of what Save writes: names the catalogue's version. The same rows in any order give the same
+  // checksum.
+  uint32_t checksum() const { return checksum_; }
 
   // Children of `node` of level `level` (0..L-1): node numbers [first, last) of level + 1.
   struct Range {
@@ -87,28 +93,34 @@ class RecallIndex {
   uint32_t SidOfPosition(uint32_t position) const;
 
   int num_facets() const { return num_facets_; }
-  int16_t facet(uint32_t position, int f) const { return facets_[static_cast<size_t>(position) * num_facets_ + f]; }
+  int16_t facet(uint32_t position, int f) const {
+    return facets_[static_cast<size_t>(position) * num_facets_ + f];
+  }
 
   // Positions of the heaviest items, best first (ties: smaller item_id), at most kTopItems of them.
   static constexpr int kTopItems = 4096;
   const std::vector<uint32_t>& top_items() const { return top_items_; }
 
-  int64_t memory_bytes() const;
+  int64_t memory_bytes() const;  // of all arrays
 
  private:
-  friend class RecallIndexFile;  // recall_index_file.cc: save and load
+  friend class RecallIndexBuilder;  // recall_index_build.cc
+  friend class RecallIndexFile;     // recall_index_file.cc: save and load
   SidSpace space_;
-  std::vector<uint32_t> child_begin_[kMaxLevels];  // [num_nodes(l) + 1]
-  std::vector<uint16_t> codes_[kMaxLevels];        // [num_nodes(l + 1)]
-  std::vector<uint32_t> sid_item_begin_;           // [num_sids + 1]; empty: one item per SID
-  std::vector<int64_t> item_id_;                   // [num_items] by position
-  std::vector<float> weight_;                      // [num_items] by position
-  std::vector<uint32_t> by_item_id_;               // [num_items] positions in ascending item_id order
+  IndexArray<uint32_t> child_begin_[kMaxLevels];  // [num_nodes(l) + 1]
+  IndexArray<uint16_t> codes_[kMaxLevels];        // [num_nodes(l + 1)]
+  IndexArray<uint32_t> sid_item_begin_;           // [num_sids + 1]; empty: one item per SID
+  IndexArray<int64_t> item_id_;                   // [num_items] by position
+  IndexArray<float> weight_;                      // [num_items] by position
+  IndexArray<uint32_t> by_item_id_;               // [num_items] positions in ascending item_id order
   int num_facets_ = 0;
-  std::vector<int16_t> facets_;                    // [num_items, F] by position
+  IndexArray<int16_t> facets_;  // [num_items, F] by position
   std::vector<uint32_t> top_items_;
   uint32_t checksum_ = 0;
 };
+
+// INVALID_ARGUMENT unless there are 1..kMaxLevels levels of 1..kMaxLevelSize codes.
+Status CheckLevelSizes(const std::vector<int32_t>& level_sizes);
 
 }  // namespace genrecall
 

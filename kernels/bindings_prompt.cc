@@ -1,0 +1,7 @@
+#include "kernels/bindings.h"
+
+namespace genrecall {
+
+void BindPrompt(py::module_&) {}
+
+}  // namespace genrecall

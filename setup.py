@@ -100,6 +100,9 @@ class CcBuild(build_ext):
         self.cxx = compiler()
         self.copts = defs["GENRECALL_COPTS"] + ["-iquote", "."]
         self.isa_copts = defs["isa_copts"]
+        wanted = os.environ.get("GENRECALL_BUILD_ONLY")  # e.g. "_kernels,_engine" while developing
+        if wanted:
+            self.extensions = [e for e in self.extensions if e.name.rsplit(".", 1)[1] in wanted.split(",")]
         super().run()
 
     def build_extensions(self):
@@ -111,12 +114,9 @@ class CcBuild(build_ext):
             "genrecall.trtllm_bridge._engine": (core + engine, sources("trtllm_bridge", "bindings"), []),
             "genrecall.tf_ops._genrecall_ops": (core + engine, [], ops),
         }
-        wanted = os.environ.get("GENRECALL_BUILD_ONLY")  # e.g. "_kernels,_engine" while developing
         py_flags = None
         tf_compile = tf_link = None
         for ext in self.extensions:
-            if wanted and ext.name.rsplit(".", 1)[1] not in wanted.split(","):
-                continue
             plain, bindings, op_sources = plan[ext.name]
             if bindings and py_flags is None:
                 import pybind11

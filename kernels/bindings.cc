@@ -14,6 +14,7 @@ PYBIND11_MODULE(_kernels, m) {
   BindGguf(m);
   BindIndex(m);
   BindPrompt(m);
+  BindTopk(m);
   BindNumeric(m);
 }
 

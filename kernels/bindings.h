@@ -24,6 +24,7 @@ namespace py = pybind11;
 void BindIndex(py::module_& m);
 void BindGguf(py::module_& m);
 void BindPrompt(py::module_& m);
+void BindTopk(py::module_& m);
 void BindNumeric(py::module_& m);
 
 // RecallIndex is bound with holder std::shared_ptr<RecallIndex>: take and return that type in any module, and

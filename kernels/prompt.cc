@@ -1,0 +1,171 @@
+#include "kernels/prompt.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "kernels/prompt_rep.h"
+
+namespace genrecall {
+namespace {
+
+// The value numbers of a sorted table; -1 where it has no such key.
+template <typename Key, typename Entry>
+int Find(const std::vector<Entry>& table, const Key& key) {
+  auto it = std::lower_bound(table.begin(), table.end(), key,
+                             [](const Entry& entry, const Key& k) { return entry.first < k; });
+  return it != table.end() && it->first == key ? it->second : -1;
+}
+
+// How a user's behaviours fall into parts: [long_term_begin, long_term_end) and [long_term_end, n).
+struct Parts {
+  int long_term_begin, long_term_end;
+};
+
+Parts Split(int n, int recent_events, int long_term_events, int block) {
+  const int past = std::max(0, n - recent_events) / block * block;
+  return {std::max(0, past - long_term_events), past};
+}
+
+// The `top` most frequent values of facet f of behaviours [begin, end), ties to the value seen first.
+std::vector<int32_t> TopFacetValues(const PromptBehaviors& behaviors, Parts parts, int num_facets, int f,
+                                    int32_t num_values, int top) {
+  std::vector<int32_t> seen;  // values, in the order of their first appearance
+  std::vector<int32_t> count(num_values, 0);
+  for (int i = parts.long_term_begin; i < parts.long_term_end; ++i) {
+    const int32_t value = behaviors.facets[static_cast<size_t>(i) * num_facets + f];
+    if (value < 0 || value >= num_values) continue;
+    if (count[value]++ == 0) seen.push_back(value);
+  }
+  std::stable_sort(seen.begin(), seen.end(), [&](int32_t a, int32_t b) { return count[a] > count[b]; });
+  if (static_cast<int>(seen.size()) > top) seen.resize(top);
+  return seen;
+}
+
+}  // namespace
+
+void LookupBehaviors(const RecallIndex& index, const CleanedBehaviors& cleaned, PromptBehaviors* out) {
+  const int levels = index.levels();
+  const int num_facets = index.num_facets();
+  out->action.clear();
+  out->domain.clear();
+  out->codes.clear();
+  out->facets.clear();
+  for (size_t i = 0; i < cleaned.item.size(); ++i) {
+    const uint32_t position = index.FindItem(cleaned.item[i]);
+    if (position == kNoNode) continue;
+    out->action.push_back(cleaned.action[i]);
+    out->domain.push_back(cleaned.domain[i]);
+    out->codes.resize(out->codes.size() + levels);
+    index.SidCodes(index.SidOfPosition(position), out->codes.data() + out->codes.size() - levels);
+    for (int f = 0; f < num_facets; ++f) out->facets.push_back(index.facet(position, f));
+  }
+  out->length = static_cast<int>(out->action.size());
+}
+
+Prompt::Prompt(std::unique_ptr<const Rep> rep) : rep_(std::move(rep)) {}
+
+const SidSpace& Prompt::sid_space() const { return rep_->sid_space; }
+int32_t Prompt::sid_token(int level, int32_t code) const {
+  return rep_->sid_tokens[rep_->level_begin[level] + code];
+}
+const CleanOptions& Prompt::clean_options() const { return rep_->clean; }
+int Prompt::max_tokens() const { return rep_->max_tokens; }
+const std::string& Prompt::spec_json() const { return rep_->spec_json; }
+
+int Prompt::num_features() const { return static_cast<int>(rep_->features.size()); }
+const std::string& Prompt::feature_name(int f) const { return rep_->features[f].name; }
+FeatureKind Prompt::feature_kind(int f) const { return rep_->features[f].kind; }
+int Prompt::num_facets() const { return static_cast<int>(rep_->facets.size()); }
+const std::string& Prompt::facet_name(int f) const { return rep_->facets[f].name; }
+int Prompt::num_segments() const { return static_cast<int>(rep_->segments.size()); }
+SegmentKind Prompt::segment_kind(int s) const { return rep_->segments[s].kind; }
+
+int Prompt::FeatureValue(int f, std::string_view value) const {
+  return Find(rep_->features[f].strings, value);
+}
+
+int Prompt::FeatureValue(int f, int64_t value) const { return Find(rep_->features[f].ints, value); }
+
+int Prompt::FeatureValue(int f, float value) const {
+  if (value == -std::numeric_limits<float>::infinity()) return -1;
+  const std::vector<float>& boundaries = rep_->features[f].boundaries;
+  return static_cast<int>(std::upper_bound(boundaries.begin(), boundaries.end(), value) - boundaries.begin());
+}
+
+Status Prompt::CheckIndex(const RecallIndex& index) const {
+  const SidSpace& ours = rep_->sid_space;
+  const SidSpace& theirs = index.sid_space();
+  if (theirs.level_sizes != ours.level_sizes) {
+    return InvalidArgument(
+        "recall index: its level sizes differ from the prompt spec's: expected the same SID space");
+  }
+  if (!theirs.digest.empty() && !ours.digest.empty() && theirs.digest != ours.digest) {
+    return InvalidArgument("recall index: sid_space_digest = '", theirs.digest,
+                           "': expected the prompt spec's '", ours.digest, "'");
+  }
+  if (index.num_facets() != num_facets()) {
+    return InvalidArgument("recall index: ", index.num_facets(), " facets: expected the prompt spec's ",
+                           num_facets());
+  }
+  return Status();
+}
+
+void Prompt::Assemble(const int32_t* feature_values, const PromptBehaviors& behaviors,
+                      AssembledPrompt* out) const {
+  const Rep& rep = *rep_;
+  const int levels = static_cast<int>(rep.sid_space.level_sizes.size());
+  const Parts parts = Split(behaviors.length, rep.recent_events, rep.long_term_events, rep.block);
+  std::vector<int32_t>& tokens = out->tokens;
+  tokens.clear();
+  out->segment_end.clear();
+  out->stable_prefix = -1;
+
+  auto write_behaviors = [&](const PromptSegment& segment, int begin, int end) {
+    if (begin >= end) return;
+    rep.Write(segment.prefix, &tokens);
+    for (int i = begin; i < end; ++i) {
+      const int32_t action = behaviors.action[i];
+      if (action >= 0 && action < kNumActions) rep.Write(rep.action_text[action], &tokens);
+      const int32_t* codes = behaviors.codes.data() + static_cast<size_t>(i) * levels;
+      for (int level = 0; level < levels; ++level) tokens.push_back(sid_token(level, codes[level]));
+      rep.Write(rep.separator_text, &tokens);
+    }
+  };
+
+  for (const PromptSegment& segment : rep.segments) {
+    switch (segment.kind) {
+      case SegmentKind::kText:
+        rep.Write(segment.subject, &tokens);
+        break;
+      case SegmentKind::kFeature: {
+        const PromptFeature& feature = rep.features[segment.subject];
+        const int32_t value = feature_values[segment.subject];
+        const bool known = value >= 0 && value < feature.num_values;
+        rep.Write(known ? feature.first_text + value : feature.missing_text, &tokens);
+        break;
+      }
+      case SegmentKind::kInterest: {
+        const PromptFacet& facet = rep.facets[segment.subject];
+        const std::vector<int32_t> values =
+            TopFacetValues(behaviors, parts, num_facets(), segment.subject, facet.num_values, segment.top);
+        for (size_t i = 0; i < values.size(); ++i) {
+          rep.Write(i == 0 ? segment.prefix : segment.separator, &tokens);
+          rep.Write(facet.first_text + values[i], &tokens);
+        }
+        break;
+      }
+      case SegmentKind::kLongTerm:
+        write_behaviors(segment, parts.long_term_begin, parts.long_term_end);
+        break;
+      case SegmentKind::kRecent:
+        if (out->stable_prefix < 0) out->stable_prefix = static_cast<int>(tokens.size());
+        write_behaviors(segment, parts.long_term_end, behaviors.length);
+        break;
+    }
+    out->segment_end.push_back(static_cast<int>(tokens.size()));
+  }
+  if (out->stable_prefix < 0) out->stable_prefix = static_cast<int>(tokens.size());
+}
+
+}  // namespace genrecall

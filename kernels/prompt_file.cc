@@ -52,7 +52,7 @@ class PromptFile {
 
   template <typename T>
   Status IntIn(const std::string& key, int64_t low, int64_t high, T* out) const {
-    int64_t value;
+    int64_t value = 0;
     GENRECALL_RETURN_IF_ERROR(Take(file_->Int(Key(key)), &value));
     if (value < low || value > high) {
       return DataLoss(Key(key), " = ", value, ": expected ", low, "..", high);
@@ -78,7 +78,7 @@ class PromptFile {
 
   // A tensor of rank 1 of int32, each at least `low`.
   Status Int32s(const std::string& name, int32_t low, std::vector<int32_t>* out) const {
-    GgufTensor tensor;
+    GgufTensor tensor{};
     GENRECALL_RETURN_IF_ERROR(Take(file_->Tensor(name, GgufType::kI32), &tensor));
     if (tensor.shape.size() != 1) {
       return DataLoss("tensor '", name, "' has rank ", tensor.shape.size(), ": expected 1");
@@ -95,7 +95,7 @@ class PromptFile {
     if (!file_->Has(Key("format_version"))) {
       return DataLoss("not a compiled prompt: ", Key("format_version"), " is missing");
     }
-    int64_t version;
+    int64_t version = 0;
     GENRECALL_RETURN_IF_ERROR(Take(file_->Int(Key("format_version")), &version));
     if (version != kFormatVersion) {
       return Status(Code::kFailedPrecondition,
@@ -213,7 +213,7 @@ class PromptFile {
 
   Status LoadBoundaries(const std::string& prefix, PromptFeature* feature) const {
     const std::string name = prefix + "boundaries";
-    GgufTensor tensor;
+    GgufTensor tensor{};
     GENRECALL_RETURN_IF_ERROR(Take(file_->Tensor(name, GgufType::kF32), &tensor));
     if (tensor.shape.size() != 1 || tensor.shape[0] != feature->num_values - 1) {
       return DataLoss("tensor '", name, "': expected shape [", feature->num_values - 1, "]");
@@ -264,7 +264,7 @@ class PromptFile {
   }
 
   Status LoadSegments() {
-    GgufTensor tensor;
+    GgufTensor tensor{};
     GENRECALL_RETURN_IF_ERROR(Take(file_->Tensor("segments", GgufType::kI32), &tensor));
     if (tensor.shape.size() != 2 || tensor.shape[1] != kSegmentColumns) {
       return DataLoss("tensor 'segments': expected shape [n, ", kSegmentColumns, "]");

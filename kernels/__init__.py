@@ -1,7 +1,7 @@
 """The core's Python door: recall index, behaviour cleaning, prompt assembly, files. Imports no TensorFlow."""
 
 try:
-    from . import _kernels
+    from genrecall.kernels import _kernels
 except ImportError as error:
     raise ImportError(
         "genrecall.kernels._kernels is not built: run `pip install .` in the checkout "

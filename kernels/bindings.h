@@ -10,19 +10,26 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
 
+#include "kernels/recall_index.h"
 #include "kernels/status.h"
 
 namespace genrecall {
 
 namespace py = pybind11;
 
+// Any module takes and returns an index as std::shared_ptr<RecallIndex>, and hands it to C++ as
+// std::shared_ptr<const RecallIndex>.
+using RecallIndexClass = py::class_<RecallIndex, std::shared_ptr<RecallIndex>>;
+
 // Parts of _kernels, each in bindings_<part>.cc.
 void BindIndex(py::module_& m);
 void BindGguf(py::module_& m);
+void BindExpand(py::module_& m, RecallIndexClass& type);  // called by BindIndex
 void BindPrompt(py::module_& m);
 void BindTopk(py::module_& m);
 void BindNumeric(py::module_& m);

@@ -1,8 +1,7 @@
-// Python door of the recall index, expansion and merge.
+// Python door of the recall index.
 #include <algorithm>
 
 #include "kernels/bindings.h"
-#include "kernels/expand_items.h"
 #include "kernels/recall_index.h"
 
 namespace genrecall {
@@ -178,13 +177,13 @@ py::tuple TopItems(const RecallIndex& index, int64_t k) {
 }  // namespace
 
 void BindIndex(py::module_& m) {
-  py::class_<RecallIndex, std::shared_ptr<RecallIndex>>(
+  RecallIndexClass type(
       m, "RecallIndex",
       R"(The catalogue compiled to one read-only value: trie of semantic IDs, SID -> items, item -> SID, weights, facets.
 
 Items are stored in SID order, within a SID by descending weight, ties by ascending item_id; that order number is the
-item's position. Immutable, so any thread may read it.)")
-      .def_static("build", &Build, py::arg("level_sizes"), py::arg("item_id"), py::arg("codes"),
+item's position. Immutable, so any thread may read it.)");
+  type.def_static("build", &Build, py::arg("level_sizes"), py::arg("item_id"), py::arg("codes"),
                   py::arg("weight") = py::none(), py::arg("facets") = py::none(),
                   py::arg("sid_space_digest") = "",
                   R"(Builds an index from rows in any order.
@@ -248,6 +247,7 @@ Raises:
         return Cat("<RecallIndex: ", i.num_items(), " items, ", i.num_sids(), " SIDs, ", i.levels(),
                    " levels>");
       });
+  BindExpand(m, type);
 }
 
 }  // namespace genrecall

@@ -4,7 +4,7 @@
 #include <stdint.h>
 
 #if defined(__SSE4_2__)
-#include <nmmintrin.h>
+#include <immintrin.h>
 #endif
 
 namespace genrecall {

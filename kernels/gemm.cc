@@ -14,10 +14,18 @@ int64_t Columns(const GemmArgs& args) {
   return args.epilogue == Epilogue::kSwiGlu ? args.w.rows / 2 : args.w.rows;
 }
 
-// Ranges short enough to share out evenly, long enough that taking one costs nothing beside it.
-int64_t Grain(int64_t n, int64_t unit, int threads) {
-  const int64_t share = n / (threads * 4);
-  return std::clamp<int64_t>(share / unit, 1, 256 / unit > 0 ? 256 / unit : 1) * unit;
+// Columns whose weights stay in a core's second-level cache while all rows pass over them.
+constexpr int64_t kBlockBytes = 512 * 1024;
+
+int64_t RoundUp(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+
+// Short enough to share out evenly, and for the cache.
+int64_t ColumnBlock(const GemmKernel& kernel, const GemmArgs& args, int64_t columns, int threads) {
+  const int64_t column_bytes = args.w.rows / columns * args.w.cols * DTypeSize(args.w.dtype);
+  const int64_t cached = std::clamp<int64_t>(kBlockBytes / column_bytes, 1, kGemmBlock);
+  const int64_t share = columns / (int64_t{threads} * 4);
+  const int64_t block = std::min(cached, std::max<int64_t>(share, 16));
+  return std::max(block / kernel.column_grain, int64_t{1}) * kernel.column_grain;
 }
 
 template <typename T>
@@ -72,13 +80,18 @@ void RunGemm(const GemmKernel& kernel, const GemmArgs& args, ThreadPool* pool) {
   void* packed = nullptr;
   if (const int64_t bytes = kernel.packed_bytes(args)) {
     packed = ThreadScratch(ScratchArea::kShared, bytes);
-    const int64_t grain = Grain(args.n, kernel.pack_grain, threads);
+    const int64_t grain = RoundUp(std::max<int64_t>(args.n / (threads * 2), 1), kernel.pack_grain);
     ParallelFor(pool, args.n, grain,
                 [&](int64_t first, int64_t last) { kernel.pack(args, first, last, packed); });
   }
   const int64_t columns = Columns(args);
-  ParallelFor(pool, columns, Grain(columns, kernel.column_grain, threads),
-              [&](int64_t first, int64_t last) { kernel.columns(args, packed, first, last); });
+  if (columns <= 0) return;
+  const int64_t block = ColumnBlock(kernel, args, columns, threads);
+  ParallelFor(pool, (columns + block - 1) / block, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      kernel.columns(args, packed, i * block, std::min((i + 1) * block, columns));
+    }
+  });
 }
 
 }  // namespace genrecall

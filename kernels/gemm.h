@@ -10,6 +10,8 @@ namespace genrecall {
 
 class ThreadPool;
 
+inline constexpr int kGemmBlock = 256;  // columns a call of GemmKernel::columns computes at most
+
 // An ISA's gemm. A "column" is an output feature: [0, w.rows), or [0, w.rows / 2) for kSwiGlu.
 // Each output is one accumulation over k in an order that depends only on the ISA, the dtype and w.cols.
 struct GemmKernel {
@@ -17,7 +19,7 @@ struct GemmKernel {
   int64_t (*packed_bytes)(const GemmArgs& args);
   // Packs rows [first, last); `first` is a multiple of pack_grain.
   void (*pack)(const GemmArgs& args, int64_t first, int64_t last, void* packed);
-  // Computes columns [first, last) of all rows; `first` is a multiple of column_grain.
+  // Computes columns [first, last) of all rows: at most kGemmBlock; `first` is a multiple of column_grain.
   void (*columns)(const GemmArgs& args, const void* packed, int64_t first, int64_t last);
   int64_t pack_grain;
   int64_t column_grain;

@@ -1,0 +1,9 @@
+#include "kernels/simd_avx2.h"
+//
+#include "kernels/gemm_simd.h"
+
+namespace genrecall {
+
+const GemmKernel kAvx2Gemm = {PackedBytes, Pack, Columns, /*pack_grain=*/1, /*column_grain=*/kTileVecs};
+
+}  // namespace genrecall

@@ -1,0 +1,9 @@
+#include "kernels/simd_avx512.h"
+//
+#include "kernels/gemm_simd.h"
+
+namespace genrecall {
+
+const GemmKernel kAvx512Gemm = {PackedBytes, Pack, Columns, /*pack_grain=*/1, /*column_grain=*/kTileVecs};
+
+}  // namespace genrecall

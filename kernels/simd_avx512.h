@@ -1,0 +1,157 @@
+// 16-lane vectors for the kernels written once in *_simd.h. Included only by *_avx512.cc and *_amx.cc; everything has
+// internal linkage, so no AVX-512 copy of a function can be linked into code for older CPUs. simd_avx2.h is its twin.
+#ifndef GENRECALL_KERNELS_SIMD_AVX512_H_
+#define GENRECALL_KERNELS_SIMD_AVX512_H_
+
+#include <immintrin.h>
+
+#include "kernels/dtype.h"
+#include "kernels/exp_constants.h"
+
+// GCC 12's own AVX-512 headers start "undefined" vectors from themselves (GCC bug 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+namespace genrecall {
+namespace {
+
+using Vec = __m512;
+constexpr int kLanes = 16;
+constexpr int kTileRows = 6, kTileVecs = 4;  // 24 accumulators, 4 operands, 1 broadcast of 32 registers
+
+[[maybe_unused]] inline Vec Zero() { return _mm512_setzero_ps(); }
+[[maybe_unused]] inline Vec Set1(float x) { return _mm512_set1_ps(x); }
+[[maybe_unused]] inline Vec Add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+[[maybe_unused]] inline Vec Sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+[[maybe_unused]] inline Vec Mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+[[maybe_unused]] inline Vec Div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
+[[maybe_unused]] inline Vec Max(Vec a, Vec b) { return _mm512_max_ps(a, b); }  // b when either is NaN
+[[maybe_unused]] inline Vec Fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }  // a b + c
+
+inline __mmask16 FirstLanes(int count) { return static_cast<__mmask16>((1u << count) - 1u); }
+
+// --- memory; "Partial" touches the first `count` lanes, 0..kLanes, and reads the others as 0 ---
+
+[[maybe_unused]] inline Vec Load(const float* p) { return _mm512_loadu_ps(p); }
+[[maybe_unused]] inline Vec LoadPartial(const float* p, int count) {
+  return _mm512_maskz_loadu_ps(FirstLanes(count), p);
+}
+[[maybe_unused]] inline void Store(float* p, Vec x) { _mm512_storeu_ps(p, x); }
+[[maybe_unused]] inline void StorePartial(float* p, Vec x, int count) {
+  _mm512_mask_storeu_ps(p, FirstLanes(count), x);
+}
+
+inline Vec Widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+
+// Round to nearest even; NaN stays NaN, as ToBf16.
+inline __m256i Narrow(Vec x) {
+  const __m512i u = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  rounded = _mm512_mask_or_epi32(rounded, nan, u, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
+[[maybe_unused]] inline Vec Load(const bf16* p) {
+  return Widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+[[maybe_unused]] inline Vec LoadPartial(const bf16* p, int count) {
+  return Widen(_mm256_maskz_loadu_epi16(FirstLanes(count), p));
+}
+[[maybe_unused]] inline void Store(bf16* p, Vec x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), Narrow(x));
+}
+[[maybe_unused]] inline void StorePartial(bf16* p, Vec x, int count) {
+  _mm256_mask_storeu_epi16(p, FirstLanes(count), Narrow(x));
+}
+
+// 2 kLanes bf16 numbers as two vectors, those of even and those of odd index: one operation each, where widening in order
+// takes two.
+inline void Split(__m512i pairs, Vec* even, Vec* odd) {
+  *even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+  *odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+[[maybe_unused]] inline void LoadPairs(const bf16* p, Vec* even, Vec* odd) {
+  Split(_mm512_loadu_si512(p), even, odd);
+}
+[[maybe_unused]] inline void LoadPairsPartial(const bf16* p, int count, Vec* even, Vec* odd) {  // count < 32
+  Split(_mm512_maskz_loadu_epi16((1u << count) - 1u, p), even, odd);
+}
+
+[[maybe_unused]] inline void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+// --- across lanes, each in one fixed order ---
+
+// The sums of kTileVecs vectors.
+[[maybe_unused]] inline void SumTile(const Vec (&v)[kTileVecs], float* sums) {
+  __m256 half[kTileVecs];
+  for (int i = 0; i < kTileVecs; ++i) {
+    half[i] = _mm256_add_ps(_mm512_castps512_ps256(v[i]), _mm512_extractf32x8_ps(v[i], 1));
+  }
+  const __m256 s =
+      _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
+}
+
+[[maybe_unused]] inline float Sum(Vec v) { return _mm512_reduce_add_ps(v); }
+[[maybe_unused]] inline float MaxLane(Vec v) { return _mm512_reduce_max_ps(v); }
+
+// Lanes from `count` on (<= 0: all; >= kLanes: none) become `fill`.
+[[maybe_unused]] inline Vec FillFrom(Vec v, int count, Vec fill) {
+  if (count >= kLanes) return v;
+  return _mm512_mask_blend_ps(FirstLanes(count < 0 ? 0 : count), fill, v);
+}
+
+// v[i] lane j becomes v[j] lane i.
+[[maybe_unused]] inline void Transpose(Vec (&v)[kLanes]) {
+  Vec t[kLanes];
+  for (int i = 0; i < kLanes; i += 2) {
+    t[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+  }
+  const auto low = [](Vec a, Vec b) {
+    return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+  };
+  const auto high = [](Vec a, Vec b) {
+    return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+  };
+  // u[4 q + c]: in its 128-bit lane p, column 4 p + c of rows 4 q .. 4 q + 3.
+  Vec u[kLanes];
+  for (int q = 0; q < kLanes; q += 4) {
+    u[q] = low(t[q], t[q + 2]);
+    u[q + 1] = high(t[q], t[q + 2]);
+    u[q + 2] = low(t[q + 1], t[q + 3]);
+    u[q + 3] = high(t[q + 1], t[q + 3]);
+  }
+  for (int c = 0; c < 4; ++c) {
+    const Vec a = _mm512_shuffle_f32x4(u[c], u[4 + c], 0x88), b = _mm512_shuffle_f32x4(u[c], u[4 + c], 0xdd);
+    const Vec d = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0x88),
+              e = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0xdd);
+    v[c] = _mm512_shuffle_f32x4(a, d, 0x88);
+    v[8 + c] = _mm512_shuffle_f32x4(a, d, 0xdd);
+    v[4 + c] = _mm512_shuffle_f32x4(b, e, 0x88);
+    v[12 + c] = _mm512_shuffle_f32x4(b, e, 0xdd);
+  }
+}
+
+// The scalar Exp of scalar_math.h, with fused multiply-adds.
+[[maybe_unused]] inline Vec Exp(Vec x) {
+  const __mmask16 tiny = _mm512_cmp_ps_mask(x, Set1(kExpLow), _CMP_LT_OQ);
+  x = _mm512_min_ps(Set1(kExpHigh), x);  // this order keeps NaN
+  const Vec n = _mm512_roundscale_ps(Mul(x, Set1(kLog2e)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  Vec r = _mm512_fnmadd_ps(n, Set1(kLn2High), x);
+  r = _mm512_fnmadd_ps(n, Set1(kLn2Low), r);
+  Vec p = Set1(kExpPoly[0]);
+  for (int i = 1; i < 6; ++i) p = Fma(p, r, Set1(kExpPoly[i]));
+  const Vec y = Add(Fma(Mul(p, r), r, r), Set1(1.0f));
+  const __m512i exponent = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
+  return _mm512_mask_mov_ps(Mul(y, _mm512_castsi512_ps(exponent)), tiny, Zero());
+}
+
+}  // namespace
+}  // namespace genrecall
+
+#endif  // GENRECALL_KERNELS_SIMD_AVX512_H_

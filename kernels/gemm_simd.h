@@ -1,9 +1,10 @@
 // The gemm over the vectors of a simd_*.h, which the including file has included before it.
 //
-// Order of accumulation, the same for every shape of tile: an output has one vector accumulator; step by step along k it
-// takes one fused multiply-add per kLanes products, and its lanes are summed once at the end. float32 reads activations as
-// they are. bf16 takes 2 kLanes numbers a step, the even ones, then the odd ones; activations are widened and split alike
-// once per gemm (Pack), so that the inner loop converts nothing but weights.
+// Order of accumulation, the same for every shape of tile: an output has one vector accumulator; step by step
+// along k it takes one fused multiply-add per kLanes products, and its lanes are summed once at the end.
+// float32 reads activations as they are. bf16 takes 2 kLanes numbers a step, the even ones, then the odd
+// ones; activations are widened and split alike once per gemm (Pack), so that the inner loop converts nothing
+// but weights.
 #ifndef GENRECALL_KERNELS_GEMM_SIMD_H_
 #define GENRECALL_KERNELS_GEMM_SIMD_H_
 
@@ -33,7 +34,8 @@ inline void MultiplyAdd(const float* x, int64_t stride, const Vec (&w)[kTileVecs
 
 // acc[r][c] += x[r] . w[c] over `cols` numbers.
 template <int kRows>
-inline void Accumulate(Activations x, const float* const (&w)[kTileVecs], int64_t cols, Accumulators<kRows>& acc) {
+inline void Accumulate(Activations x, const float* const (&w)[kTileVecs], int64_t cols,
+                       Accumulators<kRows>& acc) {
   Vec b[kTileVecs];
   int64_t k = 0;
   for (; k + kLanes <= cols; k += kLanes) {
@@ -54,7 +56,8 @@ inline void Accumulate(Activations x, const float* const (&w)[kTileVecs], int64_
 }
 
 template <int kRows>
-inline void Accumulate(Activations x, const bf16* const (&w)[kTileVecs], int64_t cols, Accumulators<kRows>& acc) {
+inline void Accumulate(Activations x, const bf16* const (&w)[kTileVecs], int64_t cols,
+                       Accumulators<kRows>& acc) {
   Vec even[kTileVecs], odd[kTileVecs];
   int64_t k = 0;
   for (; k + 2 * kLanes <= cols; k += 2 * kLanes) {
@@ -73,7 +76,8 @@ inline void Accumulate(Activations x, const bf16* const (&w)[kTileVecs], int64_t
   MultiplyAdd<kRows>(x.data + k + kLanes, x.stride, odd, acc);
 }
 
-// sums[r][c] = x[r] . w[first + c] for kRows rows and c in [0, count); writes up to kTileVecs - 1 more columns.
+// sums[r][c] = x[r] . w[first + c] for kRows rows and c in [0, count); writes up to kTileVecs - 1 more
+// columns.
 template <int kRows, typename T>
 void DotRows(Activations x, const T* w, int64_t cols, int count, float* sums, int sums_stride) {
   for (int c = 0; c < count; c += kTileVecs) {
@@ -162,7 +166,8 @@ void Pack(const GemmArgs& args, int64_t first, int64_t last, void* packed) {
 
 void Columns(const GemmArgs& args, const void* packed, int64_t first, int64_t last) {
   if (args.w.dtype == DType::kF32) {
-    ColumnsOf<float>(args, {static_cast<const float*>(args.x), args.w.cols}, first, static_cast<int>(last - first));
+    ColumnsOf<float>(args, {static_cast<const float*>(args.x), args.w.cols}, first,
+                     static_cast<int>(last - first));
   } else {
     ColumnsOf<bf16>(args, {static_cast<const float*>(packed), PackedStride(args.w.cols)}, first,
                     static_cast<int>(last - first));

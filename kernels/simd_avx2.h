@@ -1,5 +1,5 @@
-// 8-lane vectors for the kernels written once in *_simd.h. Included only by *_avx2.cc; internal linkage throughout, see
-// simd_avx512.h, whose twin this is: the same names, and the same meanings.
+// 8-lane vectors for the kernels written once in *_simd.h. Included only by *_avx2.cc; internal linkage
+// throughout, see simd_avx512.h, whose twin this is: the same names, and the same meanings.
 #ifndef GENRECALL_KERNELS_SIMD_AVX2_H_
 #define GENRECALL_KERNELS_SIMD_AVX2_H_
 
@@ -58,7 +58,9 @@ inline __m128i Narrow(Vec x) {
   for (int i = 0; i < count; ++i) copy[i] = p[i];
   return Load(copy);
 }
-[[maybe_unused]] inline void Store(bf16* p, Vec x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), Narrow(x)); }
+[[maybe_unused]] inline void Store(bf16* p, Vec x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), Narrow(x));
+}
 [[maybe_unused]] inline void StorePartial(bf16* p, Vec x, int count) {
   bf16 copy[kLanes];
   Store(copy, x);
@@ -76,7 +78,9 @@ inline __m128i Narrow(Vec x) {
   LoadPairs(copy, even, odd);
 }
 
-[[maybe_unused]] inline void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+[[maybe_unused]] inline void Prefetch(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+}
 
 [[maybe_unused]] inline void SumTile(const Vec (&v)[kTileVecs], float* sums) {
   const __m256 pairs = _mm256_hadd_ps(v[0], v[1]);
@@ -128,7 +132,8 @@ inline __m128i Narrow(Vec x) {
   Vec p = Set1(kExpPoly[0]);
   for (int i = 1; i < 6; ++i) p = Fma(p, r, Set1(kExpPoly[i]));
   const Vec y = Add(Fma(Mul(p, r), r, r), Set1(1.0f));
-  const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  const __m256i exponent =
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_andnot_ps(tiny, Mul(y, _mm256_castsi256_ps(exponent)));
 }
 

@@ -1,5 +1,6 @@
-// 16-lane vectors for the kernels written once in *_simd.h. Included only by *_avx512.cc and *_amx.cc; everything has
-// internal linkage, so no AVX-512 copy of a function can be linked into code for older CPUs. simd_avx2.h is its twin.
+// 16-lane vectors for the kernels written once in *_simd.h. Included only by *_avx512.cc and *_amx.cc;
+// everything has internal linkage, so no AVX-512 copy of a function can be linked into code for older CPUs.
+// simd_avx2.h is its twin.
 #ifndef GENRECALL_KERNELS_SIMD_AVX512_H_
 #define GENRECALL_KERNELS_SIMD_AVX512_H_
 
@@ -68,8 +69,8 @@ inline __m256i Narrow(Vec x) {
   _mm256_mask_storeu_epi16(p, FirstLanes(count), Narrow(x));
 }
 
-// 2 kLanes bf16 numbers as two vectors, those of even and those of odd index: one operation each, where widening in order
-// takes two.
+// 2 kLanes bf16 numbers as two vectors, those of even and those of odd index: one operation each, where
+// widening in order takes two.
 inline void Split(__m512i pairs, Vec* even, Vec* odd) {
   *even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
   *odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
@@ -81,7 +82,9 @@ inline void Split(__m512i pairs, Vec* even, Vec* odd) {
   Split(_mm512_maskz_loadu_epi16((1u << count) - 1u, p), even, odd);
 }
 
-[[maybe_unused]] inline void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+[[maybe_unused]] inline void Prefetch(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+}
 
 // --- across lanes, each in one fixed order ---
 
@@ -91,8 +94,7 @@ inline void Split(__m512i pairs, Vec* even, Vec* odd) {
   for (int i = 0; i < kTileVecs; ++i) {
     half[i] = _mm256_add_ps(_mm512_castps512_ps256(v[i]), _mm512_extractf32x8_ps(v[i], 1));
   }
-  const __m256 s =
-      _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
+  const __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
   _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
 }
 
@@ -147,7 +149,8 @@ inline void Split(__m512i pairs, Vec* even, Vec* odd) {
   Vec p = Set1(kExpPoly[0]);
   for (int i = 1; i < 6; ++i) p = Fma(p, r, Set1(kExpPoly[i]));
   const Vec y = Add(Fma(Mul(p, r), r, r), Set1(1.0f));
-  const __m512i exponent = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
+  const __m512i exponent =
+      _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
   return _mm512_mask_mov_ps(Mul(y, _mm512_castsi512_ps(exponent)), tiny, Zero());
 }
 

@@ -1,5 +1,5 @@
 // The scalar row-wise kernels: the specification.
-#include "kernels/row_ops.h"
+#include "kernels/row_kernels.h"
 
 #include <algorithm>
 #include <cmath>
@@ -67,8 +67,12 @@ void MaxSumExp(const float* x, int64_t n, int64_t cols, int64_t stride, float* m
   }
 }
 
+void ExpOf(const float* x, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; ++i) y[i] = Exp(x[i]);
+}
+
 }  // namespace
 
-const RowOps kScalarRowOps = {RmsNorm, Rope, Convert, MaxSumExp};
+const RowKernels kScalarRowKernels = {RmsNorm, Rope, Convert, MaxSumExp, ExpOf};
 
 }  // namespace genrecall

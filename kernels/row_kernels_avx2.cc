@@ -1,0 +1,9 @@
+#include "kernels/simd_avx2.h"
+//
+#include "kernels/row_kernels_simd.h"
+
+namespace genrecall {
+
+const RowKernels kAvx2RowKernels = {RmsNorm, Rope, Convert, MaxSumExp, ExpOf};
+
+}  // namespace genrecall

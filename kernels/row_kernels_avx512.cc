@@ -1,0 +1,9 @@
+#include "kernels/simd_avx512.h"
+//
+#include "kernels/row_kernels_simd.h"
+
+namespace genrecall {
+
+const RowKernels kAvx512RowKernels = {RmsNorm, Rope, Convert, MaxSumExp, ExpOf};
+
+}  // namespace genrecall

@@ -1,0 +1,52 @@
+// Puts each ISA's kernels into its table. (Not named transformer_ops.cc: that suffix is for TensorFlow ops.)
+#include "kernels/attention.h"
+#include "kernels/gemm.h"
+#include "kernels/row_kernels.h"
+#include "kernels/transformer_ops.h"
+
+namespace genrecall {
+namespace {
+
+// The tables hold plain functions, so what an ISA provides is bound as template arguments.
+template <const GemmKernel& kGemm, const RowKernels& kRow, const AttentionKernel& kAttention>
+TransformerOps MakeTable(CpuIsa isa) {
+  TransformerOps ops;
+  ops.isa = isa;
+  ops.gemm = [](const GemmArgs& args, ThreadPool* pool) { RunGemm(kGemm, args, pool); };
+  ops.rms_norm = kRow.rms_norm;
+  ops.rope = kRow.rope;
+  ops.kv_append = KvAppend;
+  ops.convert = kRow.convert;
+  ops.prefill_attention = [](const PrefillAttentionArgs& args, ThreadPool* pool) {
+    RunPrefillAttention(kAttention, args, pool);
+  };
+  ops.beam_attention = [](const BeamAttentionArgs& args, ThreadPool* pool) {
+    RunBeamAttention(kAttention, args, pool);
+  };
+  ops.max_sum_exp = kRow.max_sum_exp;
+  ops.exp = kRow.exp;
+  return ops;
+}
+
+}  // namespace
+
+const TransformerOps* TransformerOpsFor(CpuIsa isa) {
+  static const TransformerOps scalar =
+      MakeTable<kScalarGemm, kScalarRowKernels, kScalarAttention>(CpuIsa::kScalar);
+  static const TransformerOps avx2 = MakeTable<kAvx2Gemm, kAvx2RowKernels, kAvx2Attention>(CpuIsa::kAvx2);
+  static const TransformerOps avx512 =
+      MakeTable<kAvx512Gemm, kAvx512RowKernels, kAvx512Attention>(CpuIsa::kAvx512);
+  switch (isa) {
+    case CpuIsa::kScalar:
+      return &scalar;
+    case CpuIsa::kAvx2:
+      return &avx2;
+    case CpuIsa::kAvx512:
+      return &avx512;
+    case CpuIsa::kAmx:
+      return &avx512;  // until AMX's own table is in
+  }
+  return nullptr;
+}
+
+}  // namespace genrecall

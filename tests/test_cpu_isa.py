@@ -1,0 +1,89 @@
+"""Choosing the instruction set: detection, GENRECALL_CPU_ISA, GENRECALL_CPU_THREADS.
+
+The environment is read in C++, so every case is a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from genrecall.kernels import _kernels
+
+ISAS = ["scalar", "avx2", "avx512", "amx"]
+DETECTED = _kernels._numeric.detected_isa()
+
+
+def run(expression, **environment):
+    """Prints an expression of `n`, the _numeric module, in a fresh process: (stdout, last line of stderr)."""
+    script = f"from genrecall.kernels import _kernels; n = _kernels._numeric; print({expression})"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip(), (done.stderr.strip().splitlines() or [""])[-1]
+
+
+def test_detected_isa_matches_what_the_kernel_reports():
+    """/proc/cpuinfo lists what CPU and operating system both have."""
+    with open("/proc/cpuinfo", encoding="utf-8") as f:
+        flags = next(line for line in f if line.startswith("flags")).split()
+    needs = {
+        "avx2": {"avx2", "fma", "f16c"},
+        "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+        "amx": {"amx_tile", "amx_bf16", "avx512_bf16"},
+    }
+    expected = "scalar"
+    for isa, flag_names in needs.items():
+        if not flag_names <= set(flags):
+            break
+        expected = isa
+    assert DETECTED == expected
+
+
+def test_unset_uses_what_was_detected():
+    environment = {k: v for k, v in os.environ.items() if k != "GENRECALL_CPU_ISA"}
+    script = "from genrecall.kernels import _kernels; print(_kernels._numeric.active_isa())"
+    out = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == DETECTED
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_forced(isa):
+    out, error = run("n.active_isa()", GENRECALL_CPU_ISA=isa)
+    if ISAS.index(isa) <= ISAS.index(DETECTED):
+        assert out == isa
+    else:
+        assert out == ""
+        assert (
+            f"ValueError: GENRECALL_CPU_ISA='{isa}': this machine has {DETECTED} at most" in error
+        )
+
+
+@pytest.mark.parametrize("word", ["avx3", "", "AVX2", "avx512 "])
+def test_unknown_word_is_refused(word):
+    out, error = run("n.active_isa()", GENRECALL_CPU_ISA=word)
+    assert out == ""
+    assert f"GENRECALL_CPU_ISA='{word}': expected scalar|avx2|avx512|amx" in error
+
+
+def test_threads_default_to_the_cpus_of_the_process():
+    cpus = sorted(os.sched_getaffinity(0))
+    expression = "(__import__('os').sched_setaffinity(0, {%d}), n.default_num_threads())[1]"
+    environment = {"GENRECALL_CPU_THREADS": "3"}
+    assert run("n.default_num_threads()", **environment)[0] == "3"
+    os.environ.pop("GENRECALL_CPU_THREADS", None)
+    assert run("n.default_num_threads()")[0] == str(len(cpus))
+    assert run(expression % cpus[0])[0] == "1"
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "", "2.5", "99999999999999999999"])
+def test_bad_thread_count_is_refused(text):
+    _, error = run("n.default_num_threads()", GENRECALL_CPU_THREADS=text)
+    assert f"GENRECALL_CPU_THREADS='{text}': expected an integer in 1..4096" in error

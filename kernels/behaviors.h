@@ -24,7 +24,7 @@ struct BehaviorView {
 
 struct CleanOptions {
   int max_events = 64;  // at most this many survivors are kept, >= 1
-  int block = 8;        // the oldest are dropped in whole blocks of this many, 1..max_events
+  int block = 1;        // the oldest are dropped in whole blocks of this many, 1..max_events
   uint32_t actions = (1u << kClick) | (1u << kConversion);  // bit a: events of action a are kept
   uint32_t domains = (1u << kAd) | (1u << kContent);        // bit d: events of domain d are kept
   int64_t attribution_window_s =

@@ -1,4 +1,4 @@
-"""A step of constrained beam search equals brute force: sound, complete, the same bits every time."""
+"""A step of constrained beam search equals brute force: sound, complete, the same bits again."""
 
 import numpy as np
 import pytest

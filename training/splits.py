@@ -1,0 +1,109 @@
+"""Protocol A: a user's last item is the test target, the one before it the validation target, the
+rest is training.
+
+Knows no semantic IDs and no model. What a user's *line* is (which events count, in which order) is
+behaviour cleaning's decision, so it is taken from the same C++ that serving runs.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from genrecall import kernels
+
+SPLITS = ("train", "valid", "test")
+# Targets held out of the end of a user's line, by split to evaluate: validation may not see the
+# test target.
+_HELD_OUT = {"train": 2, "valid": 2, "test": 1}
+_NO_LIMIT = 2**30
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The cleaned behaviours of all users, user u at begin[u]:begin[u + 1], oldest first.
+
+    user_id int64 [U], begin int64 [U + 1]; item int64 [E], action, domain int32 [E], time int64
+    [E].
+    """
+
+    user_id: np.ndarray
+    begin: np.ndarray
+    item: np.ndarray
+    action: np.ndarray
+    domain: np.ndarray
+    time: np.ndarray
+
+    @property
+    def num_users(self):
+        return len(self.user_id)
+
+    @property
+    def lengths(self):
+        return np.diff(self.begin)
+
+    def items_of(self, u):
+        return self.item[self.begin[u] : self.begin[u + 1]]
+
+    def visible(self, split):
+        """How many events of each user's line may be seen as history when `split` is trained or
+        evaluated, int64 [U].
+
+        Lines of fewer than 3 events are training as a whole: they have nothing to hold out.
+        """
+        return np.where(self.lengths >= 3, self.lengths - _HELD_OUT[split], self.lengths)
+
+    def evaluated(self, split):
+        """Numbers of the users that have a target in `split` ("valid" or "test"), int64 [<= U]; the
+        target of user u is the event begin[u] + visible(split)[u]. A target that repeats an item of
+        its own history is masked by the
+        protocol and cannot be hit: such users are left out."""
+        seen = self.visible(split)
+        users = np.flatnonzero(self.lengths >= 3)
+        fresh = [u for u in users if self.items_of(u)[seen[u]] not in self.items_of(u)[: seen[u]]]
+        return np.array(fresh, np.int64)
+
+
+def clean_lines(events, **options):
+    """Events -> Lines: each user's events through kernels.clean_behaviors, with no limit on their
+    number.
+
+    Args:
+      events: genrecall.training.data.Events.
+      **options: fields of CleanOptions (actions, domains, attribution_window_s, repeat_window_s).
+
+    Returns:
+      Lines of the same users in the same order; a user whose events all fall to cleaning has an
+      empty line.
+    """
+    options = {**options, "max_events": _NO_LIMIT}
+    parts, begin = [], [0]
+    for u in range(events.num_users):
+        own = events.of(u)
+        part = kernels.clean_behaviors(
+            events.item[own],
+            events.action[own],
+            events.domain[own],
+            events.time[own],
+            int(events.time[own].max()),
+            **options,
+        )
+        parts.append(part)
+        begin.append(begin[-1] + len(part["item"]))
+    columns = (
+        np.concatenate([p[name] for p in parts]) for name in ("item", "action", "domain", "time")
+    )
+    return Lines(events.user_id, np.array(begin, np.int64), *columns)
+
+
+def training_sequences(lines):
+    """The training part of every line, as item ids: list of int64 arrays."""
+    seen = lines.visible("train")
+    return [lines.items_of(u)[: seen[u]] for u in range(lines.num_users)]
+
+
+def popularity(lines, items):
+    """How often each item occurs in the training part, int64 [N] by row of `items`."""
+    counts = np.zeros(len(items), np.int64)
+    for sequence in training_sequences(lines):
+        np.add.at(counts, [items.row_of[int(i)] for i in sequence], 1)
+    return counts

@@ -185,7 +185,7 @@ def _mask(names: Sequence[str], of: Sequence[str]) -> int:
 
 
 def _compile_segments(spec: PromptSpec, pool: _TextPool, features):
-    """Rows of (kind, subject, top, prefix, separator); whether some segment always writes a token."""
+    """Rows (kind, subject, top, prefix, separator); whether one of them always writes a token."""
     feature_names = [f.name for f in spec.features]
     facet_names = [f.name for f in spec.facets]
     rows, never_empty = [], False

@@ -1,4 +1,5 @@
-// The decoder engine as the rest of the system sees it: submit a prompt, get beams by callback. Knows no TensorFlow.
+// The decoder engine as the rest of the system sees it: submit a prompt, get beams by callback. Knows no
+// TensorFlow.
 #ifndef GENRECALL_TRTLLM_BRIDGE_ENGINE_H_
 #define GENRECALL_TRTLLM_BRIDGE_ENGINE_H_
 
@@ -25,11 +26,12 @@ struct BeamOptions {
 };
 
 struct DecodeRequest {
-  std::vector<int32_t> prompt;  // token ids, at least one
-  int stable_prefix = 0;        // tokens that repeat over this user's requests (prefix reuse)
+  std::vector<int32_t> prompt;               // token ids, at least one
+  int stable_prefix = 0;                     // tokens that repeat over this user's requests (prefix reuse)
   std::shared_ptr<const RecallIndex> index;  // the request's snapshot
   BeamOptions beam;
-  // steady clock; max(): none. Past it the request ends with DEADLINE_EXCEEDED and its rows are freed at the next step.
+  // steady clock; max(): none. Past it the request ends with DEADLINE_EXCEEDED and its rows are freed at the
+  // next step.
   std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
   int priority = 0;  // higher goes first; warm-up uses kWarmupPriority
 };
@@ -71,14 +73,15 @@ struct StepRecord {
 class Engine {
  public:
   virtual ~Engine() = default;
-  virtual const std::string& name() const = 0;              // "cpu"
+  virtual const std::string& name() const = 0;  // "cpu"
   virtual const SidSpace& sid_space() const = 0;
   virtual int hidden_size() const = 0;
   virtual int max_prompt_tokens() const = 0;
 
-  // Never blocks. The callback is called exactly once, on an engine thread or, when the request is refused, before Submit
-  // returns: INVALID_ARGUMENT (empty or too long prompt, token id out of range, width, index of another SID space),
-  // RESOURCE_EXHAUSTED (queue full), UNAVAILABLE (shutting down). It must not block for long.
+  // Never blocks. The callback is called exactly once, on an engine thread or, when the request is refused,
+  // before Submit returns: INVALID_ARGUMENT (empty or too long prompt, token id out of range, width, index of
+  // another SID space), RESOURCE_EXHAUSTED (queue full), UNAVAILABLE (shutting down). It must not block for
+  // long.
   virtual RequestId Submit(DecodeRequest request, DecodeCallback callback) = 0;
 
   // The request's callback comes with CANCELLED at the next step; a finished or unknown id is ignored.
@@ -90,16 +93,16 @@ class Engine {
 };
 
 struct EngineOptions {
-  int num_threads = 0;           // 0: DefaultNumThreads()
-  int max_queue = 256;           // waiting requests; more are refused
-  int max_step_rows = 512;       // rows of a step; a longer prefill is chunked
-  int prefill_chunk = 128;       // prompt rows of one request per step at most, while others are live
+  int num_threads = 0;      // 0: DefaultNumThreads()
+  int max_queue = 256;      // waiting requests; more are refused
+  int max_step_rows = 512;  // rows of a step; a longer prefill is chunked
+  int prefill_chunk = 128;  // prompt rows of one request per step at most, while others are live
   int max_prompt_tokens = 4096;
 };
 
-// The engine for a weights file (GGUF, see trtllm_bridge/checkpoint.py). Two calls with the same weights digest and options
-// share one engine for as long as either holds it.
-// Errors: "engine 'remote' is not built in; available: cpu"; whatever loading the weights says.
+// The engine for a weights file (GGUF, see trtllm_bridge/checkpoint.py). Two calls with the same weights
+// digest and options share one engine for as long as either holds it. Errors: "engine 'remote' is not built
+// in; available: cpu"; whatever loading the weights says.
 Result<std::shared_ptr<Engine>> AcquireEngine(const std::string& engine, const std::string& weights_path,
                                               const EngineOptions& options);
 

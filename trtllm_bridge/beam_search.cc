@@ -1,0 +1,80 @@
+#include "trtllm_bridge/beam_search.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+namespace genrecall {
+namespace {
+
+// [rows, cols] -> [parents, cols + 1]: row parent[b] of `from`, then last[b].
+template <typename T>
+std::vector<T> GatherAppend(const std::vector<T>& from, int cols, const std::vector<int32_t>& parent,
+                            const std::vector<T>& last) {
+  std::vector<T> to(parent.size() * (cols + 1));
+  for (size_t b = 0; b < parent.size(); ++b) {
+    const T* row = from.data() + static_cast<size_t>(parent[b]) * cols;
+    T* out = to.data() + b * (cols + 1);
+    std::copy(row, row + cols, out);
+    out[cols] = last[b];
+  }
+  return to;
+}
+
+}  // namespace
+
+BeamSearch::BeamSearch(std::shared_ptr<const RecallIndex> index, const BeamOptions& options)
+    : index_(std::move(index)), options_(options), node_{0}, score_{0.0f} {}
+
+Status BeamSearch::Advance(const float* logits, int64_t stride, const float* log_normalizer) {
+  TopkArgs args;
+  args.index = index_.get();
+  args.level = level_;
+  args.rows = live();
+  args.node = node_.data();
+  args.beam_score = score_.data();
+  args.logits = logits;
+  args.stride = stride;
+  args.normalize = options_.normalize;
+  args.log_normalizer = log_normalizer;
+  args.temperature = options_.temperature;
+  args.width = options_.width;
+  GENRECALL_RETURN_IF_ERROR(ConstrainedTopk(args, &beams_));
+
+  const int rows = live();
+  const std::vector<int32_t>& parent = beams_.parent;
+  prefixes_ = GatherAppend(prefixes_, level_, parent, beams_.code);
+  step_scores_ = GatherAppend(step_scores_, level_, parent, beams_.step_score);
+  std::vector<int32_t> ancestors((level_ + 1) * parent.size());
+  for (size_t b = 0; b < parent.size(); ++b) {
+    for (int j = 0; j < level_; ++j) ancestors[j * parent.size() + b] = ancestors_[j * rows + parent[b]];
+    ancestors[level_ * parent.size() + b] = static_cast<int32_t>(b);
+  }
+  ancestors_ = std::move(ancestors);
+  node_ = beams_.node;
+  score_ = beams_.score;
+  last_codes_ = beams_.code;
+  ++level_;
+  return Status();
+}
+
+void BeamSearch::Finish(DecodeResult* out) const {
+  const size_t width = options_.width, levels = index_->levels();
+  const float worst = -std::numeric_limits<float>::infinity();
+  out->width = options_.width;
+  out->beams = live();
+  out->sids = prefixes_;
+  out->score = score_;
+  out->step_score = step_scores_;
+  out->sids.resize(width * levels, -1);
+  out->score.resize(width, worst);
+  out->step_score.resize(width * levels, worst);
+}
+
+int64_t DecodeRowsBound(const RecallIndex& index, int width) {
+  int64_t rows = 0;
+  for (int l = 1; l < index.levels(); ++l) rows += std::min<int64_t>(width, index.num_nodes(l));
+  return rows;
+}
+
+}  // namespace genrecall

@@ -1,0 +1,84 @@
+// The forward pass of a Qwen2 / Qwen3 decoder over the rows of many requests at once. Knows no scheduling and
+// no beam search.
+#ifndef GENRECALL_TRTLLM_BRIDGE_DECODER_H_
+#define GENRECALL_TRTLLM_BRIDGE_DECODER_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kernels/thread_pool.h"
+#include "kernels/transformer_ops.h"
+#include "trtllm_bridge/kv_cache.h"
+#include "trtllm_bridge/weights.h"
+
+namespace genrecall {
+
+// Some consecutive rows of one request in a step: a chunk of its prompt, or some of its live beams at one
+// generated position.
+struct RowBlock {
+  const int32_t* tokens = nullptr;  // [n]
+  int n = 0;
+  SequenceKv* kv = nullptr;  // the prompt's pages; for beams also the tails, the current one added already
+  int first_row = 0;         // prompt: position of tokens[0]; beams: row of the current tail
+  bool prefill = true;
+  // Beams: [tails, n], the row of tail j that beam i descends from (BeamSearch::ancestors, these n columns).
+  const int32_t* ancestor = nullptr;
+};
+
+// Memory for a step is allocated once, here; so one Decoder runs one step at a time.
+class Decoder {
+ public:
+  // max_positions: prompt and generated tokens. The ISA's table must outlive the decoder.
+  Decoder(std::shared_ptr<const DecoderWeights> weights, const TransformerOps* ops, int max_rows,
+          int max_positions);
+
+  KvShape kv_shape() const;
+
+  // All layers over all rows (at most max_rows), in the same gemms; keys and values go to each block's kv.
+  // The rows' hidden states stay until the next Forward, numbered in the order of the blocks.
+  void Forward(const std::vector<RowBlock>& blocks, ThreadPool* pool);
+
+  // Final-norms `n` rows of the last Forward, which the calls below then number 0..n-1. Returns them as T [n,
+  // D].
+  const void* SelectRows(const int32_t* rows, int n, ThreadPool* pool);
+  // Final-normed hidden state of selected row `row`: [D].
+  void HiddenState(int row, float* out) const;
+  // y[i] = the head's logits of level `level`'s codes for selected row first + i: [n, C_level].
+  void LevelLogits(int level, int first, int n, float* y, ThreadPool* pool);
+  // out[i] = log sum exp over the whole vocabulary of logits / temperature[i] for selected row first + i.
+  void VocabLogSumExp(int first, int n, const float* temperature, float* out, ThreadPool* pool);
+  // y: [n, V].
+  void VocabLogits(int first, int n, float* y, ThreadPool* pool);
+
+ private:
+  void Embed(const std::vector<RowBlock>& blocks);
+  void Attention(int layer, const std::vector<RowBlock>& blocks, ThreadPool* pool);
+  void NormAndRotateHeads(const LayerWeights& layer, int64_t first, int64_t last);
+  void AppendKeysValues(int layer, const RowBlock& block, int64_t row);
+  void RmsNorm(const float* x, const std::vector<float>& weight, int64_t n, void* y, ThreadPool* pool);
+  void Gemm(const WeightMatrix& w, const void* x, int64_t n, float* y, Epilogue epilogue, const float* bias,
+            ThreadPool* pool);
+
+  std::shared_ptr<const DecoderWeights> weights_;
+  const TransformerOps* ops_;
+  const DecoderConfig& config_;
+  DType dtype_;
+  int max_rows_;
+  std::vector<float> cos_sin_;     // [max_positions, head_dim]
+  int n_ = 0;                      // rows of the last Forward
+  std::vector<int32_t> position_;  // [max_rows]
+  std::vector<float> x_;           // [max_rows, D] residual stream
+  std::vector<float> qkv_;         // [max_rows, q_dim + 2 kv_dim]
+  std::vector<float> gathered_;    // [max_rows, D] selected rows
+  std::vector<float> vocab_;       // [max_rows, kVocabChunk], when somebody normalises over the vocabulary
+  // T buffers:
+  std::vector<uint8_t> normed_;    // [max_rows, D]
+  std::vector<uint8_t> attended_;  // [max_rows, q_dim]
+  std::vector<uint8_t> ffn_;       // [max_rows, F]
+  std::vector<uint8_t> selected_;  // [max_rows, D]
+};
+
+}  // namespace genrecall
+
+#endif  // GENRECALL_TRTLLM_BRIDGE_DECODER_H_

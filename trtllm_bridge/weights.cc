@@ -1,0 +1,251 @@
+#include "trtllm_bridge/weights.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <set>
+
+namespace genrecall {
+namespace {
+
+std::string ShapeText(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+const char* TypeName(GgufType type) {
+  switch (type) {
+    case GgufType::kF32:
+      return "F32";
+    case GgufType::kF16:
+      return "F16";
+    case GgufType::kBF16:
+      return "BF16";
+    default:
+      return "an integer type";
+  }
+}
+
+bool SideBySide(const std::vector<const GgufTensor*>& parts) {
+  for (size_t i = 1; i < parts.size(); ++i) {
+    if (static_cast<const uint8_t*>(parts[i - 1]->data) + parts[i - 1]->bytes != parts[i]->data) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+std::string WeightsDigest(const GgufFile& file) {
+  if (file.Has("genrecall.weights_digest")) {
+    Result<std::string> digest = file.String("genrecall.weights_digest");
+    if (digest.ok() && !digest.value().empty()) return digest.value();
+  }
+  return Cat("crc32c:", file.checksum());
+}
+
+// Collects the tensors by name, then lays the matrices out; keeps the first failure.
+class WeightsLoader {
+ public:
+  explicit WeightsLoader(std::shared_ptr<const GgufFile> file) : file_(std::move(file)) {}
+
+  Result<std::shared_ptr<const DecoderWeights>> Load() {
+    Result<DecoderConfig> config = ReadDecoderConfig(*file_);
+    if (!config.ok()) return config.status();
+    w_.reset(new DecoderWeights());
+    w_->config_ = config.value();
+    Result<SidTokens> tokens = ReadSidTokens(*file_, w_->config_.vocab);
+    if (!tokens.ok()) return tokens.status();
+    w_->sid_tokens_ = tokens.value();
+    used_.insert("genrecall.sid_token_ids");
+    w_->digest_ = WeightsDigest(*file_);
+
+    Collect();
+    if (status_.ok()) CheckNothingIsLeft();
+    if (!status_.ok()) return status_;
+    LayOut();
+    GatherLevelHeads();
+    return std::shared_ptr<const DecoderWeights>(std::move(w_));
+  }
+
+ private:
+  // A matrix to be, made of tensors that share their columns.
+  struct Pending {
+    WeightMatrix* out;
+    std::vector<const GgufTensor*> parts;
+  };
+
+  void Collect() {
+    const DecoderConfig& c = w_->config_;
+    Matrix("token_embd.weight", c.vocab, c.hidden, &w_->embedding_);
+    w_->final_norm_ = Vector("output_norm.weight", c.hidden);
+    tied_ = file_->tensors().count("output.weight") == 0;
+    if (!tied_) Matrix("output.weight", c.vocab, c.hidden, &w_->head_);
+    const bool bias = file_->tensors().count("blk.0.attn_q.bias") > 0;
+    w_->layers_.resize(c.layers);
+    for (int i = 0; i < c.layers && status_.ok(); ++i) {
+      const std::string blk = Cat("blk.", i, ".");
+      LayerWeights& layer = w_->layers_[i];
+      layer.attn_norm = Vector(blk + "attn_norm.weight", c.hidden);
+      Fused({blk + "attn_q.weight", blk + "attn_k.weight", blk + "attn_v.weight"},
+            {c.q_dim(), c.kv_dim(), c.kv_dim()}, c.hidden, &layer.qkv);
+      if (bias) {
+        layer.qkv_bias = Vector(blk + "attn_q.bias", c.q_dim());
+        Append(Vector(blk + "attn_k.bias", c.kv_dim()), &layer.qkv_bias);
+        Append(Vector(blk + "attn_v.bias", c.kv_dim()), &layer.qkv_bias);
+      }
+      if (c.qk_norm) {
+        layer.q_norm = Vector(blk + "attn_q_norm.weight", c.head_dim);
+        layer.k_norm = Vector(blk + "attn_k_norm.weight", c.head_dim);
+      }
+      Matrix(blk + "attn_output.weight", c.hidden, c.q_dim(), &layer.attn_out);
+      layer.ffn_norm = Vector(blk + "ffn_norm.weight", c.hidden);
+      Fused({blk + "ffn_gate.weight", blk + "ffn_up.weight"}, {c.ffn, c.ffn}, c.hidden, &layer.gate_up);
+      Matrix(blk + "ffn_down.weight", c.hidden, c.ffn, &layer.down);
+    }
+  }
+
+  // A tensor nobody asked for means that the file holds another model than the one that would run.
+  void CheckNothingIsLeft() {
+    for (const auto& [name, tensor] : file_->tensors()) {
+      if (used_.count(name) == 0) {
+        status_ = Status(Code::kUnimplemented, Cat(file_->path(), ": unexpected tensor '", name,
+                                                   "' for architecture ", w_->config_.architecture));
+        return;
+      }
+    }
+  }
+
+  const GgufTensor* Find(const std::string& name, const std::vector<int64_t>& shape) {
+    const auto it = file_->tensors().find(name);
+    if (it == file_->tensors().end()) {
+      Fail(Status(Code::kDataLoss, Cat(file_->path(), ": tensor '", name, "' is missing")));
+      return nullptr;
+    }
+    used_.insert(name);
+    if (it->second.shape != shape) {
+      Fail(InvalidArgument(file_->path(), ": tensor '", name, "' has shape ", ShapeText(it->second.shape),
+                           ": expected ", ShapeText(shape)));
+      return nullptr;
+    }
+    return &it->second;
+  }
+
+  std::vector<float> Vector(const std::string& name, int64_t size) {
+    std::vector<float> out(size);
+    const GgufTensor* tensor = Find(name, {size});
+    if (tensor == nullptr) return out;
+    if (tensor->type == GgufType::kF32) {
+      std::memcpy(out.data(), tensor->data, size * sizeof(float));
+    } else if (tensor->type == GgufType::kBF16) {
+      const bf16* values = static_cast<const bf16*>(tensor->data);
+      for (int64_t i = 0; i < size; ++i) out[i] = ToFloat(values[i]);
+    } else {
+      Fail(Status(Code::kUnimplemented, Cat(file_->path(), ": tensor '", name, "' is ",
+                                            TypeName(tensor->type), ": expected F32 or BF16")));
+    }
+    return out;
+  }
+
+  static void Append(const std::vector<float>& from, std::vector<float>* to) {
+    to->insert(to->end(), from.begin(), from.end());
+  }
+
+  void Matrix(const std::string& name, int64_t rows, int64_t cols, WeightMatrix* out) {
+    Fused({name}, {rows}, cols, out);
+  }
+
+  void Fused(const std::vector<std::string>& names, const std::vector<int64_t>& rows, int64_t cols,
+             WeightMatrix* out) {
+    Pending pending{out, {}};
+    out->cols = cols;
+    for (size_t i = 0; i < names.size(); ++i) {
+      const GgufTensor* tensor = Find(names[i], {rows[i], cols});
+      if (tensor == nullptr) return;
+      if (!CheckType(names[i], *tensor)) return;
+      pending.parts.push_back(tensor);
+      out->rows += rows[i];
+    }
+    out->dtype = dtype_;
+    pending_.push_back(std::move(pending));
+  }
+
+  // The first matrix (the embedding) gives the dtype, all others must have it.
+  bool CheckType(const std::string& name, const GgufTensor& tensor) {
+    if (tensor.type != GgufType::kF32 && tensor.type != GgufType::kBF16) {
+      Fail(Status(Code::kUnimplemented, Cat(file_->path(), ": tensor '", name, "' is ", TypeName(tensor.type),
+                                            ": expected F32 or BF16")));
+      return false;
+    }
+    const DType dtype = tensor.type == GgufType::kF32 ? DType::kF32 : DType::kBF16;
+    if (pending_.empty()) dtype_ = dtype;
+    if (dtype != dtype_) {
+      Fail(InvalidArgument(file_->path(), ": tensor '", name, "' is ", TypeName(tensor.type),
+                           ": expected the dtype of token_embd.weight, as all matrices"));
+      return false;
+    }
+    return true;
+  }
+
+  void LayOut() {
+    bool in_place = true;
+    for (const Pending& p : pending_) in_place = in_place && SideBySide(p.parts);
+    for (const Pending& p : pending_) {
+      int64_t bytes = 0;
+      for (const GgufTensor* part : p.parts) bytes += part->bytes;
+      w_->bytes_ += bytes;
+      if (in_place) {
+        p.out->data = p.parts[0]->data;
+        continue;
+      }
+      uint8_t* to = Allocate(bytes);
+      p.out->data = to;
+      for (const GgufTensor* part : p.parts) {
+        std::memcpy(to, part->data, part->bytes);
+        to += part->bytes;
+      }
+    }
+    if (in_place) w_->file_ = file_;
+    if (tied_) w_->head_ = w_->embedding_;
+  }
+
+  void GatherLevelHeads() {
+    const int64_t row_bytes = w_->config_.hidden * DTypeSize(dtype_);
+    for (const std::vector<int32_t>& tokens : w_->sid_tokens_.token) {
+      const int64_t bytes = static_cast<int64_t>(tokens.size()) * row_bytes;
+      uint8_t* to = Allocate(bytes);
+      w_->level_head_.push_back(
+          WeightMatrix{dtype_, to, static_cast<int64_t>(tokens.size()), w_->config_.hidden});
+      for (const int32_t token : tokens) {
+        std::memcpy(to, static_cast<const uint8_t*>(w_->head_.data) + token * row_bytes, row_bytes);
+        to += row_bytes;
+      }
+      w_->bytes_ += bytes;
+    }
+  }
+
+  uint8_t* Allocate(int64_t bytes) {
+    void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (memory == nullptr) throw std::bad_alloc();
+    w_->buffers_.emplace_back(static_cast<uint8_t*>(memory), &std::free);
+    return static_cast<uint8_t*>(memory);
+  }
+
+  void Fail(Status status) {
+    if (status_.ok()) status_ = std::move(status);
+  }
+
+  std::shared_ptr<const GgufFile> file_;
+  std::unique_ptr<DecoderWeights> w_;
+  std::vector<Pending> pending_;
+  std::set<std::string> used_;
+  DType dtype_ = DType::kF32;
+  bool tied_ = false;
+  Status status_;
+};
+
+Result<std::shared_ptr<const DecoderWeights>> DecoderWeights::Load(std::shared_ptr<const GgufFile> file) {
+  return WeightsLoader(std::move(file)).Load();
+}
+
+}  // namespace genrecall

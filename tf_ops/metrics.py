@@ -1,0 +1,12 @@
+"""The process' metrics as text."""
+
+from genrecall.tf_ops.library import ops
+
+
+def metrics_text():
+    """All `tensorflow::monitoring` metrics of the process in Prometheus' text format, named as TF Serving names them.
+
+    Returns:
+      string []: lines such as `:genrecall:index:replaced{} 2`.
+    """
+    return ops.genrecall_metrics_text()

@@ -17,6 +17,13 @@ int Find(const std::vector<Entry>& table, const Key& key) {
   return it != table.end() && it->first == key ? it->second : -1;
 }
 
+// "[256, 256]"
+std::string Join(const std::vector<int32_t>& values) {
+  std::string text = "[";
+  for (size_t i = 0; i < values.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(values[i]);
+  return text + "]";
+}
+
 // How a user's behaviours fall into parts: [long_term_begin, long_term_end) and [long_term_end, n).
 struct Parts {
   int long_term_begin, long_term_end;
@@ -97,8 +104,8 @@ Status Prompt::CheckIndex(const RecallIndex& index) const {
   const SidSpace& ours = rep_->sid_space;
   const SidSpace& theirs = index.sid_space();
   if (theirs.level_sizes != ours.level_sizes) {
-    return InvalidArgument(
-        "recall index: its level sizes differ from the prompt spec's: expected the same SID space");
+    return InvalidArgument("recall index: level sizes ", Join(theirs.level_sizes),
+                           ": expected the prompt spec's ", Join(ours.level_sizes));
   }
   if (!theirs.digest.empty() && !ours.digest.empty() && theirs.digest != ours.digest) {
     return InvalidArgument("recall index: sid_space_digest = '", theirs.digest,

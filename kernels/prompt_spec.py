@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from . import _kernels
-from .prompt_template import (
+from genrecall.kernels import _kernels
+from genrecall.kernels.prompt_template import (
     ACTIONS,
     DOMAINS,
     FEATURE_KINDS,
@@ -23,7 +23,7 @@ from .prompt_template import (
     PromptSpec,
     Segment,
 )
-from .sid_space import SidSpace
+from genrecall.kernels.sid_space import SidSpace
 
 __all__ = [
     "Behaviors",

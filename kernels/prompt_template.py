@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .json_fields import Fields, check_version, read_json
+from genrecall.kernels.json_fields import Fields, check_version, read_json
 
 ACTIONS = ("exposure", "click", "conversion")
 DOMAINS = ("ad", "content")

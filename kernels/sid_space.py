@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .json_fields import Fields, check_integer, check_version, read_json
+from genrecall.kernels.json_fields import Fields, check_integer, check_version, read_json
 
 FORMAT_VERSION = 1
 _INT32_MAX = 2**31 - 1

@@ -14,7 +14,7 @@ VERBS = {
     "evaluate": ("genrecall.training.evaluate", "full-ranking evaluation through the CPU engine"),
     "export": ("genrecall.graphs.export", "compose the recall graph and export a SavedModel"),
     "serve": ("genrecall.serving.server", "serve SavedModels as tensorflow_model_server does"),
-    "query": ("genrecall.serving.client", "ask a server for one user's items"),
+    "query": ("genrecall.query", "ask a server for one user's items"),
     "demo": ("genrecall.demo", "the whole line, from data folder to served items"),
 }
 

@@ -86,7 +86,7 @@ class Model:
         self._thread = threading.Thread(target=self._run, name=f"poll-{config.name}", daemon=True)
         self._unloaders: list[threading.Thread] = []
         self._poll_s = 1.0
-        self._last_warning = -float("inf")
+        self._last_warning = ("", 0.0)
 
     def start(self, poll_s: float) -> None:
         """Starts polling every `poll_s` seconds; 0: only when refreshed."""
@@ -220,9 +220,11 @@ class Model:
         return folders
 
     def _warn(self, message: str) -> None:
+        """Logs it, unless the same was logged less than _WAITING_WARNING_S ago."""
         now = time.monotonic()
-        if now - self._last_warning >= _WAITING_WARNING_S:
-            self._last_warning = now
+        last, logged_at = self._last_warning
+        if message != last or now - logged_at >= _WAITING_WARNING_S:
+            self._last_warning = (message, now)
             _LOG.warning("model %s: %s", self.config.name, message)
 
     def _failed(self, version: int, path: str) -> bool:

@@ -52,7 +52,7 @@ def check_request(
       exclude_item: int64 [B, E]; exclude_length: int32 [B], 0..E.
       beam_width: int32 [B], 1..max_beam_width; num_items: int32 [B], 1..max_items.
       deadline_ms, seed: int32 [B], any; priority: int32 [B], -1000..1000.
-      features: dict of name -> float32 [B], finite. Or None.
+      features: dict of name -> float32 [B], finite, or -inf for a missing value. Or None.
 
     Returns:
       request_status int32 [B]: 0, or 3 (INVALID_ARGUMENT) for a malformed row among others.
@@ -96,6 +96,7 @@ def clean_behaviors(
     max_events=64,
     attribution_window_s=7 * 24 * 3600,
     repeat_window_s=24 * 3600,
+    block=1,
     actions=("click", "conversion"),
     domains=("ad", "content"),
 ):
@@ -109,6 +110,7 @@ def clean_behaviors(
       max_events: N, events kept.
       attribution_window_s: a conversion absorbs the click on its item at most this much older.
       repeat_window_s: an event repeats the kept one of the same item and action this recent.
+      block: the oldest beyond N are dropped in whole blocks of this many, 1..N.
       actions, domains: names or numbers of those kept, or a bit mask.
 
     Returns:
@@ -129,6 +131,7 @@ def clean_behaviors(
         max_events=max_events,
         attribution_window_s=attribution_window_s,
         repeat_window_s=repeat_window_s,
+        block=block,
         actions=_bits("actions", actions, ACTIONS),
         domains=_bits("domains", domains, DOMAINS),
     )

@@ -1,5 +1,6 @@
 // The gate: what is malformed in a request is named here, so that no later op has to trust a client.
 #include <cmath>
+#include <limits>
 
 #include "tensorflow/core/framework/op.h"
 #include "tf_ops/dims.h"
@@ -73,7 +74,7 @@ num_items: <int32>[B], 1..max_items.
 deadline_ms: <int32>[B], any.
 priority: <int32>[B], -1000..1000.
 seed: <int32>[B], any.
-features: num_features * <float>[B], finite.
+features: num_features * <float>[B], finite or -inf (missing).
 feature_names: names of `features` for messages.
 request_status: <int32>[B], 0 or 3.
 )doc");
@@ -146,9 +147,10 @@ class CheckRequestOp : public tensorflow::OpKernel {
     }
     for (int f = 0; f < r.features.size(); ++f) {
       const float value = r.features[f].flat<float>().data()[b];
-      if (!std::isfinite(value)) {
+      if (std::isnan(value) || value == std::numeric_limits<float>::infinity()) {
         return absl::InvalidArgumentError(
-            absl::StrCat(feature_names_[f], "[", b, "] = ", value, ": expected a finite number"));
+            absl::StrCat(feature_names_[f], "[", b, "] = ", value,
+                         ": expected a finite number, or -inf for a missing one"));
       }
     }
     return absl::OkStatus();

@@ -22,6 +22,7 @@ REGISTER_OP("Genrecall>CleanBehaviors")
     .Attr("max_events: int >= 1")
     .Attr("attribution_window_s: int >= 0")
     .Attr("repeat_window_s: int >= 0")
+    .Attr("block: int >= 1 = 1")
     .Attr("actions: int >= 0")
     .Attr("domains: int >= 0")
     .Output("clean_item: int64")
@@ -56,6 +57,7 @@ length: <int32>[B], 0..T events of the row.
 request_time: <int64>[B], Unix seconds.
 row_status: <int32>[B], 0 or the code for which a row is to be empty.
 max_events: N.
+block: the oldest beyond N are dropped in whole blocks of this many, 1..N.
 attribution_window_s: a conversion absorbs the click on its item at most this much older.
 repeat_window_s: an event repeats the kept one of the same item and action this recent.
 actions: bit a: events of action a are kept.
@@ -74,6 +76,10 @@ class CleanBehaviorsOp : public tensorflow::OpKernel {
     OP_REQUIRES_OK(c, c->GetAttr("max_events", &options_.max_events));
     OP_REQUIRES_OK(c, c->GetAttr("attribution_window_s", &options_.attribution_window_s));
     OP_REQUIRES_OK(c, c->GetAttr("repeat_window_s", &options_.repeat_window_s));
+    OP_REQUIRES_OK(c, c->GetAttr("block", &options_.block));
+    OP_REQUIRES(c, options_.block <= options_.max_events,
+                absl::InvalidArgumentError(absl::StrCat("block = ", options_.block,
+                                                        ": expected 1..max_events = ", options_.max_events)));
     OP_REQUIRES_OK(c, c->GetAttr("actions", &actions));
     OP_REQUIRES_OK(c, c->GetAttr("domains", &domains));
     options_.actions = static_cast<uint32_t>(actions);

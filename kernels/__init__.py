@@ -1,4 +1,4 @@
-"""The core's Python door: recall index, behaviour cleaning, prompt assembly, files. Imports no TensorFlow."""
+"""The core's Python door: recall index, behaviours, prompts, files. Imports no TensorFlow."""
 
 try:
     from genrecall.kernels import _kernels

@@ -105,6 +105,21 @@ py::dtype NumpyType(GgufType type) {
   throw std::logic_error("unreachable: the reader refuses other types");
 }
 
+template <typename T>
+py::object ToPython(const T& value) {
+  return py::cast(value);
+}
+
+// Strings of an array may hold any bytes.
+py::object ToPython(const std::vector<std::string>& texts) {
+  py::list out;
+  for (const std::string& text : texts) {
+    out.append(py::reinterpret_steal<py::object>(
+        PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "surrogateescape")));
+  }
+  return out;
+}
+
 py::dict ReadGguf(const py::object& path, bool require_checksum) {
   const std::string source = py::module_::import("os").attr("fspath")(path).cast<std::string>();
   std::shared_ptr<const GgufFile> file;
@@ -120,7 +135,7 @@ py::dict ReadGguf(const py::object& path, bool require_checksum) {
                           [](void* p) { delete static_cast<std::shared_ptr<const GgufFile>*>(p); });
   py::dict metadata, tensors, types;
   for (const auto& [key, value] : file->metadata()) {
-    metadata[py::str(key)] = std::visit([](const auto& v) { return py::cast(v); }, value);
+    metadata[py::str(key)] = std::visit([](const auto& v) { return ToPython(v); }, value);
   }
   for (const auto& [name, tensor] : file->tensors()) {
     py::array array(NumpyType(tensor.type), tensor.shape, tensor.data, owner);

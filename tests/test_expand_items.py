@@ -2,15 +2,13 @@
 
 import numpy as np
 import pytest
-
 from genrecall import kernels
 
 
-def make_index(rng, n, level_sizes, crowd=1.0):
-    """A random index and its rows; `crowd` < 1 draws SIDs from a part of the space, so that items share them."""
-    sizes = np.maximum(1, (np.array(level_sizes) * crowd).astype(int))
+def make_index(rng, n, level_sizes):
+    """A random index and its rows."""
     item_id = rng.permutation(5 * n)[:n].astype(np.int64)
-    codes = rng.integers(0, sizes, (n, len(level_sizes))).astype(np.int32)
+    codes = rng.integers(0, level_sizes, (n, len(level_sizes))).astype(np.int32)
     weight = rng.integers(-3, 4, n).astype(np.float32)
     return kernels.RecallIndex.build(level_sizes, item_id, codes, weight), item_id, codes, weight
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from genrecall.kernels import merge_branches
 
 

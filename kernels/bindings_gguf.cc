@@ -8,17 +8,27 @@ namespace genrecall {
 namespace {
 
 template <typename T>
-std::vector<T> Numbers(const py::sequence& values) {
+T Cast(const std::string& key, const py::handle& value) {
+  try {
+    return value.cast<T>();
+  } catch (const py::cast_error&) {
+    throw py::value_error(
+        Cat("metadata '", key, "' has value ", std::string(py::str(value)), ": expected one of 64 bits"));
+  }
+}
+
+template <typename T>
+std::vector<T> Elements(const std::string& key, const py::sequence& values) {
   std::vector<T> out;
-  for (const py::handle& v : values) out.push_back(v.cast<T>());
+  for (const py::handle& v : values) out.push_back(Cast<T>(key, v));
   return out;
 }
 
 GgufValue ToGgufValue(const std::string& key, py::object value) {
   if (py::hasattr(value, "tolist")) value = value.attr("tolist")();  // NumPy arrays and scalars
   if (py::isinstance<py::bool_>(value)) return value.cast<bool>();
-  if (py::isinstance<py::int_>(value)) return value.cast<int64_t>();
-  if (py::isinstance<py::float_>(value)) return value.cast<double>();
+  if (py::isinstance<py::int_>(value)) return Cast<int64_t>(key, value);
+  if (py::isinstance<py::float_>(value)) return Cast<double>(key, value);
   if (py::isinstance<py::str>(value)) return value.cast<std::string>();
   if (py::isinstance<py::list>(value) || py::isinstance<py::tuple>(value)) {
     const py::sequence items(value);
@@ -29,9 +39,9 @@ GgufValue ToGgufValue(const std::string& key, py::object value) {
       floats = floats && (is_int || py::isinstance<py::float_>(v));
       strings = strings && py::isinstance<py::str>(v);
     }
-    if (ints) return Numbers<int64_t>(items);
-    if (floats) return Numbers<double>(items);
-    if (strings) return Numbers<std::string>(items);
+    if (ints) return Elements<int64_t>(key, items);
+    if (floats) return Elements<double>(key, items);
+    if (strings) return Elements<std::string>(key, items);
   }
   throw py::value_error(Cat("metadata '", key, "' is ", std::string(py::str(py::type::of(value))),
                             ": expected bool, int, float, str, or a list of int, of float or of str"));
@@ -65,6 +75,11 @@ void WriteGguf(const py::object& path, const py::dict& metadata, const py::dict&
   for (const auto& [key, value] : metadata) {
     const std::string name = key.cast<std::string>();
     writer.Set(name, ToGgufValue(name, py::reinterpret_borrow<py::object>(value)));
+  }
+  for (const auto& [key, value] : types) {
+    if (!tensors.contains(key)) {
+      throw py::value_error(Cat("types names '", std::string(py::str(key)), "', which is no tensor"));
+    }
   }
   std::vector<py::array> kept;  // the writer borrows their memory
   for (const auto& [key, value] : tensors) {

@@ -211,6 +211,12 @@ class GgufReader {
       return DataLoss("GGUF version ", version, ": expected 2 or 3, little endian");
     }
     if (!Get(&num_tensors_) || !Get(&num_metadata_)) return Truncated("counts");
+    if (num_tensors_ > remaining() / gguf::kLeastTensorBytes) {
+      return DataLoss("truncated: ", num_tensors_, " tensors in ", size_, " bytes");
+    }
+    if (num_metadata_ > remaining() / gguf::kLeastMetadataBytes) {
+      return DataLoss("truncated: ", num_metadata_, " metadata entries in ", size_, " bytes");
+    }
     return Status();
   }
 

@@ -18,6 +18,8 @@ inline constexpr uint64_t kAlignment = 32;
 inline constexpr int64_t kMaxAlignment = 1 << 20;
 inline constexpr char kAlignmentKey[] = "general.alignment";
 inline constexpr uint32_t kMaxRank = 4;
+inline constexpr uint64_t kLeastMetadataBytes = 8 + 4 + 1;        // empty key, type, one byte
+inline constexpr uint64_t kLeastTensorBytes = 8 + 4 + 0 + 4 + 8;  // empty name, rank 0, type, offset
 
 inline constexpr char kTrailerMagic[] = "GRCKSUM1";
 inline constexpr uint64_t kTrailerMagicBytes = 8;

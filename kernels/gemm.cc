@@ -15,7 +15,7 @@ int64_t Columns(const GemmArgs& args) {
 }
 
 // Columns whose weights stay in a core's second-level cache while all rows pass over them.
-constexpr int64_t kBlockBytes = 512 * 1024;
+constexpr int64_t kBlockBytes = 1024 * 1024;
 
 int64_t RoundUp(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 

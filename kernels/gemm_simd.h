@@ -9,9 +9,14 @@
 #define GENRECALL_KERNELS_GEMM_SIMD_H_
 
 #include "kernels/gemm.h"
+#include "kernels/scratch.h"
 
 namespace genrecall {
 namespace {
+
+// Numbers of an activation row that stay in the first-level cache, kTileRows at a time; a multiple of every
+// step.
+constexpr int64_t kDepth = 1024;
 
 // Activations as the tiles read them: rows of floats.
 struct Activations {
@@ -32,9 +37,10 @@ inline void MultiplyAdd(const float* x, int64_t stride, const Vec (&w)[kTileVecs
   }
 }
 
-// acc[r][c] += x[r] . w[c] over `cols` numbers.
+// acc[r][c] += x[r] . w[c] over `cols` numbers; w_ahead: from a weight to the one the next tile reads in its
+// place.
 template <int kRows>
-inline void Accumulate(Activations x, const float* const (&w)[kTileVecs], int64_t cols,
+inline void Accumulate(Activations x, const float* const (&w)[kTileVecs], int64_t cols, int64_t w_ahead,
                        Accumulators<kRows>& acc) {
   Vec b[kTileVecs];
   int64_t k = 0;
@@ -42,7 +48,7 @@ inline void Accumulate(Activations x, const float* const (&w)[kTileVecs], int64_
 #pragma GCC unroll 8
     for (int c = 0; c < kTileVecs; ++c) {
       b[c] = Load(w[c] + k);
-      Prefetch(w[c] + kTileVecs * cols + k);
+      Prefetch(w[c] + w_ahead + k);
     }
     MultiplyAdd<kRows>(x.data + k, x.stride, b, acc);
   }
@@ -56,7 +62,7 @@ inline void Accumulate(Activations x, const float* const (&w)[kTileVecs], int64_
 }
 
 template <int kRows>
-inline void Accumulate(Activations x, const bf16* const (&w)[kTileVecs], int64_t cols,
+inline void Accumulate(Activations x, const bf16* const (&w)[kTileVecs], int64_t cols, int64_t w_ahead,
                        Accumulators<kRows>& acc) {
   Vec even[kTileVecs], odd[kTileVecs];
   int64_t k = 0;
@@ -64,7 +70,7 @@ inline void Accumulate(Activations x, const bf16* const (&w)[kTileVecs], int64_t
 #pragma GCC unroll 8
     for (int c = 0; c < kTileVecs; ++c) {
       LoadPairs(w[c] + k, &even[c], &odd[c]);
-      Prefetch(w[c] + kTileVecs * cols + k);
+      Prefetch(w[c] + w_ahead + k);
     }
     MultiplyAdd<kRows>(x.data + k, x.stride, even, acc);
     MultiplyAdd<kRows>(x.data + k + kLanes, x.stride, odd, acc);
@@ -76,28 +82,47 @@ inline void Accumulate(Activations x, const bf16* const (&w)[kTileVecs], int64_t
   MultiplyAdd<kRows>(x.data + k + kLanes, x.stride, odd, acc);
 }
 
-// sums[r][c] = x[r] . w[first + c] for kRows rows and c in [0, count); writes up to kTileVecs - 1 more
-// columns.
+// sums[r][c] = x[r] . w[c] for kRows rows and c in [0, count); writes up to kTileVecs - 1 more columns. Where
+// rows are long, `depth` < cols keeps the activations in the first-level cache: all columns take one stretch
+// of k, then the next, and accumulators wait in between.
 template <int kRows, typename T>
-void DotRows(Activations x, const T* w, int64_t cols, int count, float* sums, int sums_stride) {
-  for (int c = 0; c < count; c += kTileVecs) {
-    const T* rows[kTileVecs];
-    for (int i = 0; i < kTileVecs; ++i) rows[i] = w + (c + i < count ? c + i : c) * cols;
-    Accumulators<kRows> acc;
-    for (int r = 0; r < kRows; ++r) {
-      for (int i = 0; i < kTileVecs; ++i) acc[r][i] = Zero();
+void DotRows(Activations x, const T* w, int64_t cols, int64_t depth, int count, float* sums,
+             int sums_stride) {
+  constexpr int kTile = kRows * kTileVecs;
+  Vec* waiting = nullptr;
+  if (depth < cols) {
+    const int64_t tiles = (count + kTileVecs - 1) / kTileVecs;
+    waiting = static_cast<Vec*>(ThreadScratch(ScratchArea::kTask, tiles * kTile * int64_t{sizeof(Vec)}));
+  }
+  for (int64_t k = 0; k < cols; k += depth) {
+    const bool last = k + depth >= cols;
+    for (int c = 0; c < count; c += kTileVecs) {
+      const T* rows[kTileVecs];
+      for (int i = 0; i < kTileVecs; ++i) rows[i] = w + (c + i < count ? c + i : c) * cols + k;
+      Accumulators<kRows> acc;
+      Vec* parked = waiting + int64_t{c} * kRows;
+      for (int r = 0; r < kRows; ++r) {
+        for (int i = 0; i < kTileVecs; ++i) acc[r][i] = k == 0 ? Zero() : parked[r * kTileVecs + i];
+      }
+      Accumulate<kRows>({x.data + k, x.stride}, rows, last ? cols - k : depth, kTileVecs * cols, acc);
+      for (int r = 0; r < kRows; ++r) {
+        if (last) {
+          SumTile(acc[r], sums + r * sums_stride + c);
+        } else {
+          for (int i = 0; i < kTileVecs; ++i) parked[r * kTileVecs + i] = acc[r][i];
+        }
+      }
     }
-    Accumulate<kRows>(x, rows, cols, acc);
-    for (int r = 0; r < kRows; ++r) SumTile(acc[r], sums + r * sums_stride + c);
   }
 }
 
 template <typename T>
-void DotRows(Activations x, int rows, const T* w, int64_t cols, int count, float* sums, int sums_stride) {
-  using Fn = void (*)(Activations, const T*, int64_t, int, float*, int);
+void DotRows(Activations x, int rows, const T* w, int64_t cols, int64_t depth, int count, float* sums,
+             int sums_stride) {
+  using Fn = void (*)(Activations, const T*, int64_t, int64_t, int, float*, int);
   static constexpr Fn kByRows[kTileRows] = {DotRows<1, T>, DotRows<2, T>, DotRows<3, T>,
                                             DotRows<4, T>, DotRows<5, T>, DotRows<6, T>};
-  kByRows[rows - 1](x, w, cols, count, sums, sums_stride);
+  kByRows[rows - 1](x, w, cols, depth, count, sums, sums_stride);
 }
 
 inline Vec Silu(Vec x) { return Div(x, Add(Set1(1.0f), Exp(Sub(Zero(), x)))); }
@@ -129,12 +154,14 @@ void ColumnsOf(const GemmArgs& args, Activations x, int64_t first, int count) {
   float sums[kTileRows * kStride], up[kTileRows * kStride];
   const int64_t cols = args.w.cols;
   const T* w = static_cast<const T*>(args.w.data) + first * cols;
+  const int64_t depth =
+      args.n <= kTileRows ? cols : kDepth;  // one tile of rows: weights are read once, in order
   for (int64_t r = 0; r < args.n; r += kTileRows) {
     const int rows = static_cast<int>(args.n - r < kTileRows ? args.n - r : kTileRows);
     const Activations xr = {x.data + r * x.stride, x.stride};
-    DotRows(xr, rows, w, cols, count, sums, kStride);
+    DotRows(xr, rows, w, cols, depth, count, sums, kStride);
     if (args.epilogue == Epilogue::kSwiGlu) {
-      DotRows(xr, rows, w + args.w.rows / 2 * cols, cols, count, up, kStride);
+      DotRows(xr, rows, w + args.w.rows / 2 * cols, cols, depth, count, up, kStride);
     }
     for (int i = 0; i < rows; ++i) Finish<T>(args, r + i, first, count, sums + i * kStride, up + i * kStride);
   }

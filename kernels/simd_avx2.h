@@ -79,7 +79,7 @@ inline __m128i Narrow(Vec x) {
 }
 
 [[maybe_unused]] inline void Prefetch(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
 }
 
 [[maybe_unused]] inline void SumTile(const Vec (&v)[kTileVecs], float* sums) {

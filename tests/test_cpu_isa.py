@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-
 from genrecall.kernels import _kernels
 
 ISAS = ["scalar", "avx2", "avx512", "amx"]
@@ -16,7 +15,7 @@ DETECTED = _kernels._numeric.detected_isa()
 
 
 def run(expression, **environment):
-    """Prints an expression of `n`, the _numeric module, in a fresh process: (stdout, last line of stderr)."""
+    """(stdout, last line of stderr) of a fresh process that prints an expression of `n`."""
     script = f"from genrecall.kernels import _kernels; n = _kernels._numeric; print({expression})"
     done = subprocess.run(
         [sys.executable, "-c", script],

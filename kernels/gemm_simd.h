@@ -9,6 +9,7 @@
 #define GENRECALL_KERNELS_GEMM_SIMD_H_
 
 #include "kernels/gemm.h"
+#include "kernels/gemm_epilogue_simd.h"
 #include "kernels/scratch.h"
 
 namespace genrecall {
@@ -123,29 +124,6 @@ void DotRows(Activations x, int rows, const T* w, int64_t cols, int64_t depth, i
   static constexpr Fn kByRows[kTileRows] = {DotRows<1, T>, DotRows<2, T>, DotRows<3, T>,
                                             DotRows<4, T>, DotRows<5, T>, DotRows<6, T>};
   kByRows[rows - 1](x, w, cols, depth, count, sums, sums_stride);
-}
-
-inline Vec Silu(Vec x) { return Div(x, Add(Set1(1.0f), Exp(Sub(Zero(), x)))); }
-
-// The epilogue of one row's columns [first, first + count); `up` is its second half of sums (kSwiGlu).
-template <typename T>
-void Finish(const GemmArgs& args, int64_t row, int64_t first, int count, const float* sums, const float* up) {
-  const int64_t half = args.w.rows / 2;
-  const auto with_bias = [&](const float* s, int64_t column, int i, int lanes) {
-    const Vec sum = LoadPartial(s + i, lanes);
-    return args.bias == nullptr ? sum : Add(sum, LoadPartial(args.bias + column + i, lanes));
-  };
-  for (int i = 0; i < count; i += kLanes) {
-    const int lanes = count - i < kLanes ? count - i : kLanes;
-    const Vec sum = with_bias(sums, first, i, lanes);
-    if (args.epilogue == Epilogue::kSwiGlu) {
-      T* y = static_cast<T*>(args.y_t) + row * half + first + i;
-      StorePartial(y, Mul(Silu(sum), with_bias(up, half + first, i, lanes)), lanes);
-    } else {
-      float* y = args.y + row * args.ldy + first + i;
-      StorePartial(y, args.epilogue == Epilogue::kStore ? sum : Add(LoadPartial(y, lanes), sum), lanes);
-    }
-  }
 }
 
 template <typename T>

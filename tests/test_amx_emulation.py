@@ -1,0 +1,193 @@
+"""The AMX gemm on emulated tiles: the kernel's own source, compiled with -DGENRECALL_EMULATE_AMX.
+
+On a machine with AMX, test_numeric_kernels.py runs the same kernel on the real tiles; this file shows
+that what surrounds the tile instructions is right on every machine with AVX-512.
+"""
+
+import ctypes
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genrecall.kernels import _kernels
+
+n = _kernels._numeric
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = [
+    "tests/amx_emulation.cc",
+    "kernels/gemm_amx.cc",
+    "kernels/gemm_avx512.cc",
+    "kernels/gemm.cc",
+    "kernels/scratch.cc",
+    "kernels/thread_pool.cc",
+]
+
+
+def build(folder):
+    """Compiles the emulation with the flags of build_defs.bzl, AVX-512 around the tiles."""
+    scope = {}
+    exec((ROOT / "build_defs.bzl").read_text(), scope)
+    flags = scope["GENRECALL_COPTS"] + scope["isa_copts"]("x_avx512.cc")
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    objects = []
+    for source in SOURCES:
+        # What an AVX-512 flag does to shared code does not matter here: nothing else is linked.
+        objects.append(str(folder / (Path(source).name + ".o")))
+        command = [*compiler, *flags, "-DGENRECALL_EMULATE_AMX", "-iquote", str(ROOT)]
+        subprocess.run([*command, "-c", str(ROOT / source), "-o", objects[-1]], check=True)
+    library = folder / "amx_emulation.so"
+    subprocess.run([*compiler, "-shared", "-o", str(library), *objects, "-pthread"], check=True)
+    return ctypes.CDLL(str(library))
+
+
+@pytest.fixture(scope="module")
+def emulation(tmp_path_factory):
+    if n.detected_isa() not in ("avx512", "amx"):
+        pytest.skip(
+            f"the AMX kernel needs AVX-512 around its tiles; this machine has {n.detected_isa()}"
+        )
+    if not (ROOT / "kernels/gemm_amx.cc").exists():
+        pytest.skip("needs the source tree")
+    return build(tmp_path_factory.mktemp("amx"))
+
+
+def pointer(array, kind=ctypes.c_float):
+    return None if array is None else array.ctypes.data_as(ctypes.POINTER(kind))
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def bf16(x):
+    """float32 -> the nearest bf16, ties to even, as float32."""
+    return n.convert("scalar", "bfloat16", x.ravel()).reshape(x.shape)
+
+
+def amx_gemm(library, x, w, bias=None, epilogue="store", y=None, threads=1, dtype="bfloat16"):
+    rows, k = x.shape
+    outs = w.shape[0]
+    x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
+    if y is None:
+        y = np.empty((rows, outs // 2 if epilogue == "swiglu" else outs), np.float32)
+    library.genrecall_amx_gemm(
+        ["float32", "bfloat16"].index(dtype),
+        pointer(x),
+        pointer(w),
+        pointer(bias),
+        ctypes.c_int64(rows),
+        ctypes.c_int64(k),
+        ctypes.c_int64(outs),
+        ["store", "accumulate", "swiglu"].index(epilogue),
+        pointer(y),
+        threads,
+    )
+    return y
+
+
+def assert_close(actual, expected, tolerance):
+    assert actual.shape == expected.shape
+    bound = tolerance * max(np.abs(expected).max(initial=0.0), 1e-30)
+    assert np.abs(actual - expected).max(initial=0.0) <= bound
+
+
+def same_bits(a, b):
+    return a.shape == b.shape and np.array_equal(a.view(np.uint32), b.view(np.uint32))
+
+
+def tile_dot(library, a, b, c):
+    """a [16, 32], b [32, 16] of bf16 numbers, c [16, 16] -> what the tile product leaves in c."""
+    a_bits = (a.view(np.uint32) >> 16).astype(np.uint16)
+    b_bits = (b.view(np.uint32) >> 16).astype(np.uint16)
+    pairs = np.ascontiguousarray(b_bits.reshape(16, 2, 16).transpose(0, 2, 1))
+    c = c.copy()
+    library.genrecall_tile_dot(
+        pointer(a_bits, ctypes.c_uint16), pointer(pairs, ctypes.c_uint16), pointer(c)
+    )
+    return c
+
+
+def test_tile_product_is_a_matrix_product(emulation):
+    a, b, c = bf16(normal(1, 16, 32)), bf16(normal(2, 32, 16)), normal(3, 16, 16)
+    assert_close(tile_dot(emulation, a, b, c), c + a.astype(np.float64) @ b, 1e-6)
+
+
+def test_tile_product_sums_even_and_odd_k_apart(emulation):
+    """The manual's order: 2^24 + 1 is lost only where both meet in one of the two sums."""
+    a, b, c = (np.zeros(s, np.float32) for s in ((16, 32), (32, 16), (16, 16)))
+    a[0, 0], b[0, 0] = 2.0**12, 2.0**12  # even: 2^24, then + 1 in the same sum is lost
+    a[0, 2], b[2, 0] = 1.0, 1.0
+    assert tile_dot(emulation, a, b, c)[0, 0] == 2.0**24
+    a[0, 3], b[3, 0] = 1.0, 1.0  # odd: 1 + 1 = 2 before it meets 2^24
+    a[0, 5], b[5, 0] = 1.0, 1.0
+    assert tile_dot(emulation, a, b, c)[0, 0] == 2.0**24 + 2
+
+
+def test_tile_product_takes_subnormals_as_zero(emulation):
+    a, b, c = (np.zeros(s, np.float32) for s in ((16, 32), (32, 16), (16, 16)))
+    a[0, 0], b[0, 0] = 2.0**-127, 2.0**100  # subnormal input
+    a[1, 2], b[2, 1] = 2.0**-70, 2.0**-70  # subnormal product
+    c[2, 2] = 2.0**-130  # subnormal accumulator
+    assert not tile_dot(emulation, a, b, c).any()
+
+
+@pytest.mark.parametrize(
+    "rows,k,outs",
+    [
+        (0, 32, 16),
+        (1, 1, 1),
+        (1, 7, 5),
+        (2, 33, 17),
+        (16, 32, 32),
+        (17, 31, 64),
+        (7, 896, 37),
+        (33, 64, 300),
+        (65, 100, 48),
+        (40, 1100, 70),
+    ],
+)
+@pytest.mark.parametrize("epilogue", ["store", "accumulate", "swiglu"])
+def test_gemm_matches_scalar(emulation, rows, k, outs, epilogue):
+    if epilogue == "swiglu":
+        outs += outs % 2
+    x, w, bias, y = normal(1, rows, k), normal(2, outs, k), normal(3, outs), normal(4, rows, outs)
+    tensors = n.Tensor(x, "bfloat16"), n.Tensor(w, "bfloat16")
+    if epilogue == "swiglu":
+        actual = amx_gemm(emulation, x, w, bias, epilogue, threads=2)
+        expected = n.gemm("scalar", *tensors, bias=bias, epilogue=epilogue).numpy()
+        assert_close(actual, expected, 2.0**-8)
+        return
+    expected = n.gemm("scalar", *tensors, bias=bias, epilogue=epilogue, y=y.copy())
+    actual = amx_gemm(emulation, x, w, bias, epilogue, y=y.copy(), threads=2)
+    assert_close(actual, expected, 2e-6)
+
+
+@pytest.mark.parametrize("k,outs", [(33, 34), (100, 270), (1100, 40)])
+@pytest.mark.parametrize("epilogue", ["store", "swiglu"])
+def test_gemm_rows_do_not_depend_on_the_batch(emulation, k, outs, epilogue):
+    x, w, bias = normal(1, 70, k), normal(2, outs, k), normal(3, outs)
+    whole = amx_gemm(emulation, x, w, bias, epilogue)
+    assert same_bits(amx_gemm(emulation, x, w, bias, epilogue, threads=3), whole)
+    for first, last in [(0, 1), (69, 70), (3, 8), (17, 66), (1, 33)]:
+        part = amx_gemm(emulation, x[first:last], w, bias, epilogue, threads=2)
+        assert same_bits(part, whole[first:last]), (first, last)
+    order = np.random.default_rng(5).permutation(70)
+    assert same_bits(amx_gemm(emulation, x[order], w, bias, epilogue), whole[order])
+
+
+def test_gemm_outputs_do_not_depend_on_the_other_outputs(emulation):
+    x, w = normal(1, 9, 100), normal(2, 90, 100)
+    whole = amx_gemm(emulation, x, w)
+    for first, last in [(0, 1), (3, 40), (89, 90), (17, 81)]:
+        part = amx_gemm(emulation, x, w[first:last])
+        assert same_bits(part, np.ascontiguousarray(whole[:, first:last]))
+
+
+def test_float32_is_what_avx512_gives(emulation):
+    x, w = normal(1, 9, 100), normal(2, 90, 100)
+    expected = n.gemm("avx512", n.Tensor(x, "float32"), n.Tensor(w, "float32"))
+    assert same_bits(amx_gemm(emulation, x, w, dtype="float32"), expected)

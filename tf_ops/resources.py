@@ -18,7 +18,8 @@ class _FileResource(tf.saved_model.experimental.TrackableResource):
         super().__init__(device="CPU")
         self._name = f"genrecall_{kind}_{uuid.uuid4().hex[:12]}"
         with tf.init_scope():
-            self._asset = tf.saved_model.Asset(str(path))
+            # A TrackableResource does not track what is assigned to it, and an untracked asset is not saved.
+            self._asset = self._track_trackable(tf.saved_model.Asset(str(path)), "asset")
             self._initialize()
 
     def _create_resource(self):

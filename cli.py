@@ -4,8 +4,9 @@ import argparse
 import importlib
 import sys
 
-# verb -> (module, one-line help). A module has configure(parser) and main(args) -> int | None, and is imported only when
-# its verb runs, so that `genrecall serve` needs no PyTorch and `genrecall sft` no TensorFlow.
+# verb -> (module, one-line help). A module has configure(parser) and main(args) -> int | None, and
+# is imported only when its verb runs, so that `genrecall serve` needs no PyTorch and `genrecall
+# sft` no TensorFlow.
 VERBS = {
     "synth": ("genrecall.training.synth", "write a generated shop as a data folder"),
     "tokenize": ("genrecall.training.tokenize", "give every item of a data folder a semantic ID"),
@@ -20,9 +21,11 @@ VERBS = {
 
 
 def main(argv=None):
-    """Runs one verb and returns its exit status. Bad input ends with one line on stderr and status 2."""
+    """Runs one verb, returns its exit status. Bad input: one line on stderr and status 2."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog="genrecall", description="Generative recall for TensorFlow Serving.")
+    parser = argparse.ArgumentParser(
+        prog="genrecall", description="Generative recall for TensorFlow Serving."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     chosen = next((a for a in argv if not a.startswith("-")), None)
     module = None

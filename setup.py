@@ -1,8 +1,10 @@
-"""Builds the C++ core, its Python bindings and the TensorFlow op library; the metadata is in pyproject.toml.
+"""Builds the C++ core, its Python bindings and the TensorFlow op library; the metadata is in
+pyproject.toml.
 
-Four objects come out: kernels/_kernels (bindings of the core), trtllm_bridge/_engine (bindings of the engine) and
-tf_ops/_genrecall_ops.so (the op library, linked against the TensorFlow of the Python that runs pip). All are compiled
-from the same object files, by suffix rules (build_defs.bzl):
+Three objects come out: kernels/_kernels (bindings of the core), trtllm_bridge/_engine (bindings of
+the engine) and tf_ops/_genrecall_ops.so (the op library, linked against the TensorFlow of the
+Python that runs pip). All are compiled from the same object files, by suffix rules
+(build_defs.bzl):
 
   *_test.cc         only in `make cc-test`
   bindings*.cc      Python extension modules
@@ -44,8 +46,8 @@ def compiler():
     command = shlex.split(os.environ.get("CXX", "g++"))
     if shutil.which(command[0]) is None:
         fail(
-            f"C++ compiler '{command[0]}' not found: install g++ >= 11 (Debian: apt-get install g++) "
-            "or name another in CXX"
+            f"C++ compiler '{command[0]}' not found: install g++ >= 11 "
+            "(Debian: apt-get install g++) or name another in CXX"
         )
     return command
 
@@ -53,7 +55,8 @@ def compiler():
 def tensorflow_flags():
     """Compile and link flags of the TensorFlow installed for this Python.
 
-    pip's build isolation hides the installed packages by PYTHONPATH, so a fresh interpreter is asked.
+    pip's build isolation hides the installed packages by PYTHONPATH, so a fresh interpreter is
+    asked.
     """
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
     env["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -62,14 +65,20 @@ def tensorflow_flags():
         "tf.sysconfig.get_compile_flags(), tf.sysconfig.get_link_flags()]))"
     )
     run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=env, cwd="/", check=False
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd="/",
+        check=False,
     )
     lines = [x for x in run.stdout.splitlines() if x.startswith("TFFLAGS")]
     if run.returncode != 0 or not lines:
         detail = (run.stderr.strip().splitlines() or ["no output"])[-1]
         fail(
-            f"TensorFlow is needed to compile the op library, and {sys.executable} cannot import it "
-            f"({detail}). Install it first: pip install 'tensorflow=={REQUIRED_TF}.*'"
+            "TensorFlow is needed to compile the op library, and "
+            f"{sys.executable} cannot import it ({detail}). "
+            f"Install it first: pip install 'tensorflow=={REQUIRED_TF}.*'"
         )
     version, compile_flags, link_flags = json.loads(lines[-1][len("TFFLAGS") :])
     if not version.startswith(REQUIRED_TF + "."):
@@ -103,7 +112,9 @@ class CcBuild(build_ext):
         self.isa_copts = defs["isa_copts"]
         wanted = os.environ.get("GENRECALL_BUILD_ONLY")  # e.g. "_kernels,_engine" while developing
         if wanted:
-            self.extensions = [e for e in self.extensions if e.name.rsplit(".", 1)[1] in wanted.split(",")]
+            self.extensions = [
+                e for e in self.extensions if e.name.rsplit(".", 1)[1] in wanted.split(",")
+            ]
         super().run()
 
     def build_extensions(self):
@@ -112,7 +123,11 @@ class CcBuild(build_ext):
         ops = sources("tf_ops", "ops") + sources("trtllm_bridge", "ops") + sources("tf_ops", "core")
         plan = {
             "genrecall.kernels._kernels": (core, sources("kernels", "bindings"), []),
-            "genrecall.trtllm_bridge._engine": (core + engine, sources("trtllm_bridge", "bindings"), []),
+            "genrecall.trtllm_bridge._engine": (
+                core + engine,
+                sources("trtllm_bridge", "bindings"),
+                [],
+            ),
             "genrecall.tf_ops._genrecall_ops": (core + engine, [], ops),
         }
         py_flags = None
@@ -159,22 +174,31 @@ class CcBuild(build_ext):
         return obj
 
     def link(self, ext, objects, flags):
-        """Links an extension; written beside and renamed, since a running process may have the old one open."""
+        """Links beside and renames: a running process may have the old file open."""
         out = self.get_ext_fullpath(ext.name)
         os.makedirs(os.path.dirname(out), exist_ok=True)
-        command = self.cxx + ["-shared", "-o", out + ".new"] + objects + list(flags) + ["-pthread", "-Wl,-O1"]
+        command = (
+            self.cxx
+            + ["-shared", "-o", out + ".new"]
+            + objects
+            + list(flags)
+            + ["-pthread", "-Wl,-O1"]
+        )
         if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
             fail(f"linking {ext.name} failed (command: {' '.join(command)})")
         os.replace(out + ".new", out)
 
     def get_ext_filename(self, fullname):
-        if fullname.endswith("_genrecall_ops"):  # not a Python module: a library TF_LoadLibrary opens
+        # Not a Python module: a library that TF_LoadLibrary opens.
+        if fullname.endswith("_genrecall_ops"):
             return os.path.join(*fullname.split(".")) + ".so"
         return super().get_ext_filename(fullname)
 
 
 def up_to_date(obj, stamp):
-    """Whether an object exists, was made by this very command, and is newer than all it was made from."""
+    """Whether an object exists, was made by this very command, and is newer than all it was made
+    from.
+    """
     try:
         with open(obj + ".cmd", encoding="utf-8") as f:
             if f.read() != stamp:

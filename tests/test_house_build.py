@@ -1,4 +1,6 @@
-"""The build as a user meets it: clear messages for what is missing, and a wheel that works from any folder."""
+"""The build as a user meets it: clear messages for what is missing, and a wheel that works from
+any folder.
+"""
 
 import importlib.util
 import os
@@ -50,9 +52,22 @@ def test_missing_tensorflow_is_named(tmp_path):
 
 
 def test_wheel_works_from_any_folder(tmp_path):
-    """The wheel holds the three compiled objects, and is imported from its own files, away from the checkout."""
+    """The wheel holds the three compiled objects, and is imported from its own files, away from
+    the checkout.
+    """
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", tmp_path, "."],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-build-isolation",
+            "--no-deps",
+            "-w",
+            tmp_path,
+            ".",
+        ],
         cwd=ROOT,
         check=True,
     )
@@ -60,7 +75,11 @@ def test_wheel_works_from_any_folder(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "installed")
-    for stem in ("genrecall/kernels/_kernels.", "genrecall/trtllm_bridge/_engine.", "genrecall/tf_ops/_genrecall_ops.so"):
+    for stem in (
+        "genrecall/kernels/_kernels.",
+        "genrecall/trtllm_bridge/_engine.",
+        "genrecall/tf_ops/_genrecall_ops.so",
+    ):
         assert [n for n in names if n.startswith(stem)], f"{stem} is not in the wheel"
     assert not [n for n in names if "/tests/" in n or n.endswith((".cc", ".o"))]
     # The wheel's own folder goes before an editable install of the checkout.

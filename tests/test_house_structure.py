@@ -1,4 +1,6 @@
-"""The house's rules, checked on the source tree: who may depend on whom, file sizes, one sentence per module."""
+"""The house's rules, checked on the source tree: who may depend on whom, file sizes, one sentence
+per module.
+"""
 
 import ast
 import re
@@ -37,7 +39,9 @@ def imported_modules(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: relative import; write `from genrecall.room import x`"
+            assert node.level == 0, (
+                f"{path.name}: relative import; write `from genrecall.room import x`"
+            )
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
@@ -74,7 +78,9 @@ def test_rooms_without_tensorflow(room):
 @pytest.mark.parametrize("room", ["kernels", "trtllm_bridge", "tf_ops", "graphs", "serving"])
 def test_serving_side_needs_no_pytorch(room):
     heavy = {"torch", "transformers", "faiss", "sklearn"}
-    wrong = [p.name for p in python_files(room) if heavy & {n.split(".")[0] for n in imported_modules(p)}]
+    wrong = [
+        p.name for p in python_files(room) if heavy & {n.split(".")[0] for n in imported_modules(p)}
+    ]
     assert not wrong, f"{room}/ must not import {sorted(heavy)}: {wrong}"
 
 
@@ -82,8 +88,12 @@ def test_serving_side_needs_no_pytorch(room):
 def test_cc_includes_go_one_way(room):
     for path in sorted((ROOT / room).glob("*.cc")) + sorted((ROOT / room).glob("*.h")):
         own = {i.split("/")[0] for i in includes(path)} & set(ROOMS)
-        is_op = path.name.endswith(("_op.cc", "_ops.cc"))  # the bridge op is a TensorFlow door wherever it lies
-        assert own <= CC_MAY_INCLUDE["tf_ops" if is_op else room], f"{path.relative_to(ROOT)} includes {sorted(own)}"
+        is_op = path.name.endswith(
+            ("_op.cc", "_ops.cc")
+        )  # the bridge op is a TensorFlow door wherever it lies
+        assert own <= CC_MAY_INCLUDE["tf_ops" if is_op else room], (
+            f"{path.relative_to(ROOT)} includes {sorted(own)}"
+        )
 
 
 def is_door(path):
@@ -96,20 +106,28 @@ def test_core_includes_neither_tensorflow_nor_python(room):
     for path in sorted((ROOT / room).glob("*.cc")) + sorted((ROOT / room).glob("*.h")):
         if is_door(path):
             continue
-        foreign = [i for i in includes(path) if re.match(r"(tensorflow|absl|tsl|xla|pybind11|Python)", i)]
+        foreign = [
+            i for i in includes(path) if re.match(r"(tensorflow|absl|tsl|xla|pybind11|Python)", i)
+        ]
         assert not foreign, f"{path.relative_to(ROOT)} includes {foreign}"
 
 
 @pytest.mark.parametrize("room", ["kernels", "trtllm_bridge"])
 def test_core_objects_need_neither_tensorflow_nor_python(room):
     objects = sorted((ROOT / "build" / "obj" / "core" / room).glob("*.o"))
-    sources = [p for p in (ROOT / room).glob("*.cc") if not is_door(p) and not p.name.endswith("_test.cc")]
+    sources = [
+        p for p in (ROOT / room).glob("*.cc") if not is_door(p) and not p.name.endswith("_test.cc")
+    ]
     assert len(objects) >= len(sources) > 0, "build the project first: pip install -e ."
     for obj in objects:
         wanted = subprocess.run(
             ["nm", "-C", "--undefined-only", str(obj)], capture_output=True, text=True, check=True
         ).stdout
-        foreign = [s for s in wanted.splitlines() if re.search(r"\b(Py[A-Z_]|_Py|TF_|tensorflow::|absl::)", s)]
+        foreign = [
+            s
+            for s in wanted.splitlines()
+            if re.search(r"\b(Py[A-Z_]|_Py|TF_|tensorflow::|absl::)", s)
+        ]
         assert not foreign, f"{obj.name} needs {foreign[:3]}"
 
 
@@ -118,7 +136,9 @@ def test_isa_files_include_only_intrinsics_and_our_own_headers():
     allowed = {"immintrin.h", "cstdint", "cstddef", "stdint.h", "stddef.h"}
     for path in (ROOT / "kernels").glob("*.cc"):
         if path.name.endswith(("_sse42.cc", "_avx2.cc", "_avx512.cc", "_amx.cc")):
-            foreign = [i for i in includes(path) if i not in allowed and not i.startswith("kernels/")]
+            foreign = [
+                i for i in includes(path) if i not in allowed and not i.startswith("kernels/")
+            ]
             assert not foreign, f"{path.name} includes {foreign}"
 
 
@@ -129,15 +149,28 @@ def tracked_sources():
 
 
 def test_files_stay_small():
-    long = {str(p.relative_to(ROOT)): n for p in tracked_sources() if (n := len(p.read_text().splitlines())) > 450}
+    long = {
+        str(p.relative_to(ROOT)): n
+        for p in tracked_sources()
+        if (n := len(p.read_text().splitlines())) > 450
+    }
     assert not long, f"files of over 450 lines want to be two: {long}"
 
 
 def test_structure_page_names_every_module():
     page = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8")
-    modules = {p.relative_to(ROOT).as_posix() for r in ROOMS for p in python_files(r) if p.name != "__init__.py"}
-    modules |= {p.relative_to(ROOT).as_posix() for r in CC_MAY_INCLUDE for p in (ROOT / r).glob("*.h")}
+    modules = {
+        p.relative_to(ROOT).as_posix()
+        for r in ROOMS
+        for p in python_files(r)
+        if p.name != "__init__.py"
+    }
+    modules |= {
+        p.relative_to(ROOT).as_posix() for r in CC_MAY_INCLUDE for p in (ROOT / r).glob("*.h")
+    }
     missing = sorted(m for m in modules if f"`{m}`" not in page)
     assert not missing, f"docs/structure.md has no sentence for {missing}"
-    gone = sorted(m for m in re.findall(r"`([\w/]+\.(?:py|h|cc|bzl))`", page) if not (ROOT / m).exists())
+    gone = sorted(
+        m for m in re.findall(r"`([\w/]+\.(?:py|h|cc|bzl))`", page) if not (ROOT / m).exists()
+    )
     assert not gone, f"docs/structure.md describes files that are gone: {gone}"

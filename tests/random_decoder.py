@@ -1,12 +1,10 @@
 """Small random checkpoints and catalogues, and their brute-force answers by Hugging Face models."""
 
-import json
 import pathlib
 
 import numpy as np
 from genrecall import kernels
-
-DIGEST = "test-sid-space"
+from genrecall.kernels.prompt_spec import SidSpace
 
 
 def make_checkpoint(
@@ -16,7 +14,7 @@ def make_checkpoint(
     level_sizes=(8, 8, 8),
     vocab=160,
     seed=0,
-    dtype="float32",
+    stored="float32",
     **config,
 ):
     """Writes a Hugging Face folder of a random Qwen2 / Qwen3 decoder with a sid_space.json.
@@ -24,10 +22,9 @@ def make_checkpoint(
     Args:
       folder: made if missing.
       architecture: "qwen2" | "qwen3".
-      level_sizes: codes of each level; their tokens are drawn at random from the vocabulary,
-        without repetition as far as it reaches.
-      vocab: V.
-      dtype: of the stored tensors, "float32" | "bfloat16".
+      level_sizes: codes of each level; their tokens are drawn at random from the vocabulary.
+      vocab: V, at least the sum of level_sizes.
+      stored: dtype of the stored tensors, "float32" | "bfloat16".
       **config: transformers' configuration keys over the tiny defaults.
 
     Returns:
@@ -60,39 +57,26 @@ def make_checkpoint(
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
                 parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
-    if dtype == "bfloat16":
+    if stored == "bfloat16":
         model = model.to(torch.bfloat16)
     folder = pathlib.Path(folder)
     model.save_pretrained(folder)
     model = model.float()
 
-    rng = np.random.default_rng(seed)
-    if sum(level_sizes) <= vocab:
-        order = rng.permutation(vocab).astype(np.int32)
-        token_ids = np.split(order[: sum(level_sizes)], np.cumsum(level_sizes)[:-1])
-    else:
-        token_ids = [rng.permutation(vocab)[:c].astype(np.int32) for c in level_sizes]
+    order = np.random.default_rng(seed).permutation(vocab).astype(np.int32)
+    token_ids = np.split(order[: sum(level_sizes)], np.cumsum(level_sizes)[:-1])
     write_sid_space(folder, level_sizes, token_ids)
     return model, token_ids
 
 
-def write_sid_space(folder, level_sizes, token_ids, digest=DIGEST):
-    """Writes sid_space.json with a digest of the caller's choice."""
-    (pathlib.Path(folder) / "sid_space.json").write_text(
-        json.dumps(
-            {
-                "format_version": 1,
-                "level_sizes": [int(c) for c in level_sizes],
-                "token_ids": [[int(t) for t in level] for level in token_ids],
-                "codebook_digest": "",
-                "digest": digest,
-            }
-        ),
-        encoding="utf-8",
-    )
+def write_sid_space(folder, level_sizes, token_ids):
+    """Writes sid_space.json into a checkpoint folder and returns its digest."""
+    space = SidSpace.build(level_sizes, [ids.tolist() for ids in token_ids], "test-codebooks")
+    space.save(pathlib.Path(folder) / "sid_space.json")
+    return space.digest
 
 
-def random_index(level_sizes, num_items, seed=0, digest=DIGEST):
+def random_index(level_sizes, num_items, seed=0, digest=""):
     """A recall index of random SIDs (repetitions included), and its distinct SIDs [S, L]."""
     rng = np.random.default_rng(seed)
     codes = np.stack([rng.integers(0, c, num_items) for c in level_sizes], axis=1).astype(np.int32)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from genrecall import kernels
 from genrecall.trtllm_bridge import _engine
 
@@ -32,7 +31,7 @@ def random_trie(level_sizes, items, seed):
 
 
 def table(level_sizes, seed, step=None):
-    """logits(level, prefixes) drawn from the prefix alone; multiples of `step` if given, so sums are exact."""
+    """logits(level, prefixes) drawn from the prefix alone; multiples of `step`: sums are exact."""
 
     def row(level, prefix):
         rng = np.random.default_rng([seed, level, *map(int, prefix)])
@@ -46,7 +45,7 @@ def table(level_sizes, seed, step=None):
 
 
 def plain_beam_search(sids, width, step_score):
-    """step_score(level, prefix) -> [C_level]. Returns [(sid, total, steps)], ties by the smaller prefix."""
+    """step_score(level, prefix) -> [C]. Returns [(sid, total, steps)]; ties: the smaller prefix."""
     beams = [((), 0.0, ())]
     for level in range(sids.shape[1]):
         grown = []
@@ -182,7 +181,9 @@ def test_a_logit_that_is_not_a_number_is_an_error(value):
             out[0, 2] = value
         return out
 
-    with pytest.raises(RuntimeError, match=r"logits\[0, 2\] = (nan|inf) at level 1: expected finite"):
+    with pytest.raises(
+        RuntimeError, match=r"logits\[0, 2\] = (nan|inf) at level 1: expected finite"
+    ):
         _engine.beam_search(index, 5, logits)
 
 

@@ -292,8 +292,9 @@ py::list StepLog(CpuEngine& engine) {
   return log;
 }
 
-std::shared_ptr<CpuEngine> Acquire(const std::string& weights_path, const EngineOptions& options,
+std::shared_ptr<CpuEngine> Acquire(const py::object& path, const EngineOptions& options,
                                    const std::string& engine) {
+  const std::string weights_path = py::module_::import("os").attr("fspath")(path).cast<std::string>();
   Result<std::shared_ptr<Engine>> acquired = [&] {
     py::gil_scoped_release release;
     return AcquireEngine(engine, weights_path, options);
@@ -323,7 +324,7 @@ void BindEngine(py::module_& m) {
       .def("result", &PyRequest::ResultWithin, py::arg("timeout_s") = py::none());
 
   py::class_<CpuEngine, std::shared_ptr<CpuEngine>>(m, "Engine")
-      .def(py::init([](const std::string& weights_path, int num_threads, int max_queue, int max_step_rows,
+      .def(py::init([](const py::object& weights_path, int num_threads, int max_queue, int max_step_rows,
                        int prefill_chunk, int max_prompt_tokens, const std::string& engine) {
              EngineOptions options;
              options.num_threads = num_threads;

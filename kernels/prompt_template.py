@@ -50,7 +50,8 @@ class Feature:
                 raise ValueError(f"{where}: a bucket has boundaries and texts: expected no values")
             if not self.boundaries:
                 raise ValueError(f"{where}: boundaries is empty: expected at least one")
-            as_float32 = np.array(self.boundaries, np.float32)
+            with np.errstate(over="ignore"):  # becomes inf, refused below
+                as_float32 = np.array(self.boundaries, np.float32)
             if not np.isfinite(as_float32).all() or (np.diff(as_float32) <= 0).any():
                 raise ValueError(
                     f"{where}: boundaries = {list(self.boundaries)}: "

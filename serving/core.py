@@ -13,7 +13,7 @@ from tensorflow_serving.apis import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
-from genrecall.serving.errors import ServingError, invalid_argument, not_found
+from genrecall.serving.errors import Code, ServingError, invalid_argument, not_found
 from genrecall.serving.model import Model, ModelConfig, VersionPolicy, status_error
 from genrecall.serving.servable import LoadOptions, Servable
 
@@ -31,8 +31,10 @@ class ServerCore:
     def __init__(self, load_options: LoadOptions, poll_s: float = 1.0):
         self._load_options = load_options
         self._poll_s = poll_s
-        self._reload_lock = threading.Lock()
+        self._reload_lock = threading.Lock()  # one reload at a time
+        self._lock = threading.Lock()  # guards the two below; never held while something loads
         self._models: dict[str, Model] = {}  # replaced as a whole, so that readers need no lock
+        self._stopped = False
 
     def reload(self, configs: Sequence[ModelConfig]) -> None:
         """Serves exactly these models: starts new ones, stops those not listed, updates the rest.
@@ -40,7 +42,8 @@ class ServerCore:
         Returns when every version found for them is loaded or has failed.
 
         Raises:
-          ServingError: INVALID_ARGUMENT for a bad config (nothing is changed then).
+          ServingError: INVALID_ARGUMENT for a bad config (nothing is changed then), UNAVAILABLE
+            when the server stops meanwhile.
         """
         names = [config.name for config in configs]
         if (
@@ -52,32 +55,38 @@ class ServerCore:
                 "every model of a config needs a base_path and a name of its own"
             )
         with self._reload_lock:
-            old = self._models
-            new = {}
-            for config in configs:
-                kept = old.get(config.name)
-                new[config.name] = (
-                    kept
-                    if kept and kept.config.base_path == config.base_path
-                    else self._start(config)
-                )
-            self._models = {**new, **old}  # what is replaced serves until its successor has loaded
+            with self._lock:
+                self._check_not_stopped()
+                old, new = self._models, {}
+                for config in configs:
+                    kept = old.get(config.name)
+                    same = kept is not None and kept.config.base_path == config.base_path
+                    new[config.name] = kept if same else self._start(config)
+                # What is replaced serves until its successor has loaded.
+                self._models = {**new, **old}
             for config in configs:
                 new[config.name].refresh(config)
-            self._models = new
+            with self._lock:
+                self._check_not_stopped()
+                self._models = new
             for name, model in old.items():
                 if new.get(name) is not model:
                     model.stop()
 
     def stop(self, timeout_s: float | None = None) -> bool:
-        """Stops all models, after their requests in flight.
+        """Stops all models, after their requests in flight; a reload under way ends at once.
 
         Returns:
-          False if some were still busy after `timeout_s`.
+          False if a request or a load was still running after `timeout_s`.
         """
-        with self._reload_lock:
-            models, self._models = self._models, {}
-            return all([model.stop(timeout_s) for model in models.values()])
+        with self._lock:
+            self._stopped = True
+            models = list(self._models.values())
+        return all([model.stop(timeout_s) for model in models])
+
+    def _check_not_stopped(self) -> None:
+        if self._stopped:
+            raise ServingError(Code.UNAVAILABLE, "the server is stopping")
 
     def predict(
         self, request: predict_pb2.PredictRequest, timeout_s: float | None = None

@@ -209,9 +209,7 @@ class Model:
         for name in names:
             path = os.path.join(base, name)
             if name.isascii() and name.isdigit() and _has_saved_model(path):
-                folders.setdefault(
-                    int(name), path
-                )  # "1" and "01" are one version: the first listed serves
+                folders[int(name)] = path
         if not folders:
             self._warn(
                 f"no versions of the servable {self.config.name} found under base path "
@@ -248,8 +246,10 @@ class Model:
         try:
             servable = self._load(version, path)
         except ServingError as error:
+            # Without its traceback, which would keep the half-loaded version in memory.
+            kept = ServingError(error.code, error.message)
             with self._changed:
-                entry.state, entry.error, entry.fingerprint = State.END, error, fingerprint
+                entry.state, entry.error, entry.fingerprint = State.END, kept, fingerprint
             _LOG.error(
                 "model %s version %d: not loaded: %s", self.config.name, version, error.message
             )

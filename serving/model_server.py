@@ -1,7 +1,10 @@
 """The server as an object: gRPC and REST in front of one core. Knows no command line."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import tensorflow as tf
 
 from genrecall.serving.core import ServerCore
 from genrecall.serving.grpc_api import create_server
@@ -89,12 +92,12 @@ class ModelServer:
                 metrics,
                 _process_metrics,
                 RestOptions(
-                    options.bind_address,
-                    options.rest_api_port,
-                    options.rest_api_num_threads,
-                    options.rest_api_timeout_s,
-                    options.rest_api_max_body_bytes,
-                    options.rest_api_enable_cors,
+                    host=options.bind_address,
+                    port=options.rest_api_port,
+                    threads=options.rest_api_num_threads,
+                    timeout_s=options.rest_api_timeout_s,
+                    max_body_bytes=options.rest_api_max_body_bytes,
+                    enable_cors=options.rest_api_enable_cors,
                 ),
             )
             self._rest.start()  # so its status page answers while models load
@@ -109,7 +112,11 @@ class ModelServer:
             self.endpoints.append(f"HTTP/REST at http://{host}:{self.rest_api_port}")
 
     def start(self) -> None:
-        """Loads every version found, then serves gRPC: who can connect finds the models loaded."""
+        """Loads every version found, then serves gRPC: who can connect finds the models loaded.
+
+        Raises:
+          ServingError: UNAVAILABLE if `stop` is called meanwhile.
+        """
         self.core.reload(self._models)
         self._grpc.start()
 
@@ -117,19 +124,21 @@ class ModelServer:
         """Refuses new requests, finishes those in flight, unloads the models.
 
         Returns:
-          False if something was still running after `grace_s`.
+          False if a request or a load was still running after `grace_s`.
         """
+        deadline = time.monotonic() + grace_s
         grpc_done = self._grpc.stop(grace_s)
         if self._rest is not None:
             self._rest.stop(grace_s)
         grpc_done.wait()
-        return self.core.stop(grace_s)
+        return self.core.stop(max(0.1, deadline - time.monotonic()))
 
 
 def _process_metrics() -> str:
     """Prometheus text of TensorFlow's and our ops' metrics; empty where the ops are not built."""
+    from genrecall.tf_ops import metrics_text
+
     try:
-        from genrecall.tf_ops import metrics_text
-    except (ImportError, OSError):
+        return metrics_text().numpy().decode()
+    except (OSError, tf.errors.OpError):
         return ""
-    return metrics_text().numpy().decode()

@@ -22,6 +22,9 @@ DEFAULT_SIGNATURE = "serving_default"
 WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
 MAX_WARMUP_RECORDS = 1000
 
+# Stored as signatures by TensorFlow 2, but there to be run once at load.
+_INIT_SIGNATURES = {"__saved_model_init_op", "__saved_model_train_op"}
+
 # Session.run prefixes every message with this; tensorflow_model_server does not.
 _SESSION_PREFIX = "Graph execution error:\n\n"
 
@@ -125,6 +128,7 @@ class Servable:
         self.name = name
         self.version = version
         self.path = path
+        self._signatures = {}
         graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=graph, config=_session_config(options))
         try:
@@ -142,7 +146,7 @@ class Servable:
             if options.warm_up:
                 self._warm_up(options.warm_up_iterations)
         except BaseException as error:
-            self._session.close()
+            self.close()
             raise _as_serving_error(error) from error
 
     @property
@@ -178,10 +182,8 @@ class Servable:
             )
         except tf.errors.OpError as error:
             raise _as_serving_error(error) from error
-        except (
-            ValueError,
-            TypeError,
-        ) as error:  # the session refuses a feed that the TensorInfo let pass
+        except (ValueError, TypeError) as error:
+            # The session refuses a feed that the TensorInfo let pass.
             raise invalid_argument(str(error)) from error
         response = predict_pb2.PredictResponse()
         response.model_spec.name = self.name
@@ -194,8 +196,9 @@ class Servable:
     def close(self) -> None:
         """Frees the model. No `predict` may be running or follow."""
         self._session.close()
-        self._signatures = {}
+        # Its resources are freed when the session is deleted, not when it is closed.
         self._session = None
+        self._signatures = {}
 
     def inputs_of(
         self, signature_name: str
@@ -243,10 +246,6 @@ class Servable:
         )
 
 
-# Stored as signatures by TensorFlow 2, but there to be run once at load.
-_INIT_SIGNATURES = {"__saved_model_init_op", "__saved_model_train_op"}
-
-
 def _tensor(
     graph: tf.Graph, signature: str, alias: str, info: meta_graph_pb2.TensorInfo
 ) -> tf.Tensor:
@@ -271,9 +270,8 @@ def _run_options(timeout_s: float | None) -> tf.compat.v1.RunOptions | None:
         return None
     if timeout_s <= 0:
         raise ServingError(Code.DEADLINE_EXCEEDED, "the deadline passed before the request was run")
-    return tf.compat.v1.RunOptions(
-        timeout_in_ms=max(1, int(timeout_s * 1000))
-    )  # 0 would mean: no limit
+    # At least 1 ms: 0 would mean no limit.
+    return tf.compat.v1.RunOptions(timeout_in_ms=max(1, int(timeout_s * 1000)))
 
 
 def _as_serving_error(error: BaseException) -> BaseException:

@@ -149,9 +149,11 @@ def load_op_libraries(paths: Sequence[str]) -> None:
     """
     import tensorflow as tf
 
+    from genrecall.tf_ops import library
+
     try:
-        import genrecall.tf_ops  # noqa: F401  its import registers the ops
-    except (ImportError, OSError, tf.errors.OpError) as error:
+        tf.load_op_library(library.path())
+    except (OSError, tf.errors.OpError) as error:
         _LOG.warning(
             "genrecall's own ops are not loaded (%s): models exported by genrecall cannot be "
             "served",
@@ -225,14 +227,19 @@ def main(args: argparse.Namespace) -> int:
 
 def _serve(server, args: argparse.Namespace, stopping: threading.Event) -> None:
     """Runs the server until `stopping` is set, then drains it."""
-    # In a thread: loading takes long, and a signal must end it too.
-    starter = threading.Thread(target=server.start, name="start", daemon=True)
-    starter.start()
-    while starter.is_alive() and not stopping.is_set():
-        starter.join(0.1)
-    if not stopping.is_set():
+    from genrecall.serving.errors import ServingError
+
+    def start():
+        try:
+            server.start()
+        except ServingError as error:  # stopped while it loaded
+            _LOG.info("not started: %s", error.message)
+            return
         for endpoint in server.endpoints:
             _LOG.info("serving %s", endpoint)
+
+    # In a thread: loading takes long, and a signal must end it too.
+    threading.Thread(target=start, name="start", daemon=True).start()
     stopping.wait()
     _LOG.info(
         "stopping: new requests are refused, those in flight have %g s", args.shutdown_grace_seconds
@@ -242,13 +249,13 @@ def _serve(server, args: argparse.Namespace, stopping: threading.Event) -> None:
         return
     _LOG.warning("stopped; a load or a step that would not end was abandoned")
     sys.stderr.flush()
-    os._exit(0)  # a thread inside TensorFlow cannot be joined, nor outlive the interpreter
+    # A thread inside TensorFlow can neither be joined nor outlive the interpreter.
+    os._exit(0)
 
 
 def _start_logging() -> None:
-    os.environ.setdefault(
-        "TF_CPP_MIN_LOG_LEVEL", "1"
-    )  # keeps TensorFlow's warnings, drops its chatter
+    # Keeps TensorFlow's warnings and drops its chatter.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     logging.basicConfig(
         level=logging.INFO,
         stream=sys.stderr,

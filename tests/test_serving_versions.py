@@ -1,5 +1,6 @@
 """Versions that come, break, heal and go under a running server, without a failed request."""
 
+import gc
 import os
 import shutil
 import threading
@@ -16,6 +17,10 @@ from tensorflow_serving.apis import (
     predict_pb2,
 )
 from toy_model import expected_y, export, request
+
+from genrecall.serving.errors import ServingError
+from genrecall.serving.model import ModelConfig
+from genrecall.serving.model_server import ModelServer, ServerOptions
 
 X = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
 STATE = get_model_status_pb2.ModelVersionStatus
@@ -104,6 +109,19 @@ def test_a_broken_version_leaves_the_old_one_and_heals_when_its_files_change(fre
     np.testing.assert_array_equal(fresh.predict(request(x=X))["y"], expected_y(X, 2))
 
 
+def test_unloaded_and_broken_versions_are_freed(fresh):
+    def sessions():
+        gc.collect()
+        return sum(isinstance(o, tf.compat.v1.Session) for o in gc.get_objects())
+
+    assert sessions() == 1
+    export(fresh.base_path, 2)
+    fresh.wait_for(1, STATE.END)
+    export(fresh.base_path, 3, warm_up=[request(x=X[0])])  # fails after it has been loaded
+    fresh.wait_for(3, STATE.END)
+    assert sessions() == 1
+
+
 def test_a_deleted_version_goes_unless_it_is_the_last(fresh):
     export(fresh.base_path, 2)
     fresh.wait_for(2, STATE.AVAILABLE)
@@ -124,6 +142,29 @@ def test_warm_up_runs_before_a_version_is_visible(fresh):
     status = fresh.status(3).model_version_status[0].status
     assert "warm-up request 1" in status.error_message and "expects rank 2" in status.error_message
     assert fresh.states()[2] == STATE.AVAILABLE
+
+
+def test_stopping_does_not_wait_for_a_load(tmp_path):
+    slow = request(signature="spin", steps=np.int64(300_000))  # a second or more
+    export(str(tmp_path), 1, warm_up=[slow] * 5)
+    server = ModelServer([ModelConfig("toy", str(tmp_path))], ServerOptions(port=0))
+    refused = []
+
+    def start():
+        try:
+            server.start()
+        except ServingError as error:
+            refused.append(error.message)
+
+    starter = threading.Thread(target=start)
+    starter.start()
+    while server.core.versions() != {"toy": {1: (STATE.LOADING, None)}}:
+        time.sleep(0.01)
+    began = time.monotonic()
+    assert not server.stop(0.3)
+    assert time.monotonic() - began < 2
+    starter.join(5)
+    assert refused == ["the server is stopping"]
 
 
 def test_reload_config_changes_the_models(fresh, tmp_path_factory):

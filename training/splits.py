@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from genrecall import kernels
+from genrecall.training.data import ACTIONS, DOMAINS
 
 SPLITS = ("train", "valid", "test")
 # Targets held out of the end of a user's line, by split to evaluate: validation may not see the
@@ -61,6 +62,17 @@ class Lines:
         users = np.flatnonzero(self.lengths >= 3)
         fresh = [u for u in users if self.items_of(u)[seen[u]] not in self.items_of(u)[: seen[u]]]
         return np.array(fresh, np.int64)
+
+
+def clean_options(spec):
+    """The cleaning a PromptSpec asks for, as clean_lines takes it."""
+    b = spec.behaviors
+    return {
+        "actions": sum(1 << ACTIONS[name] for name in b.actions),
+        "domains": sum(1 << DOMAINS[name] for name in b.domains),
+        "attribution_window_s": b.attribution_window_s,
+        "repeat_window_s": b.repeat_window_s,
+    }
 
 
 def clean_lines(events, **options):

@@ -1,0 +1,315 @@
+"""Vocabulary expansion, samples, the objective, the loop: fine-tuning, station by station."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from genrecall import kernels
+from genrecall.kernels import prompt_spec
+from genrecall.training import (
+    build_index,
+    checkpoint,
+    next_sid,
+    prompts,
+    samples,
+    splits,
+    synth,
+    tokenize,
+    training_loop,
+    vocabulary,
+)
+from genrecall.training.data import Events, read_data
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models this small only wait for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """(data, sids, codebooks) of a small generated shop."""
+    path = str(tmp_path_factory.mktemp("shop"))
+    synth.write_shop(path, 80, 60, 0)
+    data = read_data(path)
+    sids, quantised, _ = tokenize.tokenize_items(
+        data, tokenize.TokenizeOptions(levels=3, codes=8, dim=16)
+    )
+    return data, sids, quantised.codebooks
+
+
+def decoder(shop, spec, seed=0):
+    """(model, tokenizer, sid space) with the SID tokens in."""
+    _, sids, codebooks = shop
+    tokenizer = vocabulary.train_tokenizer(prompts.spec_texts(spec), 300)
+    model = checkpoint.new_decoder("tiny", len(tokenizer), seed)
+    return model, tokenizer, vocabulary.expand_vocabulary(model, tokenizer, sids, codebooks)
+
+
+def maker_of(shop, spec, tokenizer, space, folder, **options):
+    data, sids, _ = shop
+    parsed = prompt_spec.PromptSpec.from_json(spec)
+    path = os.path.join(folder, "prompt.gguf")
+    prompt_spec.compile_prompt(parsed, checkpoint.tokenize_with(tokenizer), space, path)
+    prompt = kernels.Prompt.load(path, space.digest)
+    lines = splits.clean_lines(data.events)
+    weight = np.ones(len(data.items), np.float32)
+    index = build_index.build_index(data.items, sids, parsed, space.digest, weight)
+    return samples.SampleMaker(
+        lines, lines.visible("train"), prompt, index, data.profiles, parsed, **options
+    )
+
+
+def make_lines(*sequences):
+    """Lines of sequences of items, a day and more apart."""
+    begin = np.cumsum([0, *map(len, sequences)])
+    item = np.concatenate(sequences)
+    time = np.concatenate([1_000_000 + 200_000 * np.arange(len(s)) for s in sequences])
+    ones = np.ones(len(item), np.int32)
+    return splits.clean_lines(Events(np.arange(len(sequences)), begin, item, ones, ones, time))
+
+
+# --- protocol A -----------------------------------------------------------------------------------
+
+
+def test_splits_hold_out_the_last_two():
+    lines = make_lines([1, 2, 3, 4], [5, 6], [7, 8, 9], [1])
+    assert lines.visible("train").tolist() == [2, 2, 1, 1]
+    assert lines.visible("valid").tolist() == [2, 2, 1, 1]
+    assert lines.visible("test").tolist() == [3, 2, 2, 1]
+    assert lines.evaluated("valid").tolist() == [0, 2]
+    assert [s.tolist() for s in splits.training_sequences(lines)] == [[1, 2], [5, 6], [7], [1]]
+
+
+def test_a_target_that_repeats_its_history_is_not_evaluated():
+    lines = make_lines([1, 2, 1, 4], [1, 2, 3, 1])
+    assert lines.evaluated("valid").tolist() == [1]
+    assert lines.evaluated("test").tolist() == [0]
+
+
+def test_popularity_counts_training_only(shop):
+    items = shop[0].items
+    lines = make_lines([1, 2, 2, 3, 4], [2, 3, 4])
+    counts = splits.popularity(lines, items)
+    assert counts[:4].tolist() == [1, 3, 0, 0] and counts.sum() == 4
+
+
+# --- vocabulary -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", [0, 10, 64])
+@pytest.mark.parametrize("tied", [True, False])
+def test_expansion_leaves_base_rows_bit_identical(shop, padding, tied):
+    _, sids, codebooks = shop
+    tokenizer = vocabulary.train_tokenizer(["next item"], 280)
+    model = checkpoint.new_decoder("tiny", len(tokenizer) + padding, 0)
+    if not tied:
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    base = len(tokenizer)
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
+    before = [t.weight.detach()[:base].clone() for t in tables]
+    space = vocabulary.expand_vocabulary(model, tokenizer, sids, codebooks)
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
+    for table, rows in zip(tables, before, strict=True):
+        assert torch.equal(table.weight[:base], rows)
+        assert torch.isfinite(table.weight).all()
+    total = sum(sids.level_sizes)
+    assert tables[0].num_embeddings == max(base + padding, base + total) == model.config.vocab_size
+    assert [len(level) for level in space.token_ids] == list(sids.level_sizes)
+    assert sorted(i for level in space.token_ids for i in level) == list(range(base, base + total))
+    assert tokenizer.convert_ids_to_tokens(space.token_ids[1][2]) == "<b_2>"
+    assert space.codebook_digest == sids.codebook_digest
+    with pytest.raises(ValueError, match="already has <a_0>"):
+        vocabulary.expand_vocabulary(model, tokenizer, sids, codebooks)
+
+
+def test_codes_that_mean_alike_start_alike(shop):
+    _, sids, codebooks = shop
+    tokenizer = vocabulary.train_tokenizer(["next item"], 280)
+    model = checkpoint.new_decoder("tiny", len(tokenizer), 0)
+    space = vocabulary.expand_vocabulary(model, tokenizer, sids, codebooks)
+    rows = model.get_input_embeddings().weight.detach()[list(space.token_ids[0])].numpy()
+    book = codebooks[0]
+    apart = [
+        np.linalg.norm(x[:, None] - x[None], axis=2)[np.triu_indices(len(book), 1)]
+        for x in (book, rows)
+    ]
+    assert np.corrcoef(*apart)[0, 1] > 0.7
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+def test_labels_are_the_codes_that_follow_in_the_prompt(shop, tmp_path):
+    data, sids, _ = shop
+    spec = prompts.default_spec(data)
+    _, tokenizer, space = decoder(shop, spec)
+    maker = maker_of(shop, spec, tokenizer, space, tmp_path)
+    codes = {int(i): c.tolist() for i, c in zip(sids.item_id, sids.codes, strict=True)}
+    made = maker.make(np.array([0, 3, 5]), np.array([4, 2, 1]))
+    for s, (user, end) in enumerate([(0, 4), (3, 2), (5, 1)]):
+        own = made.tokens[made.begin[s] : made.begin[s + 1]]
+        line = maker.lines.items_of(user)[: end + 1]
+        assert own[-3:].tolist() == [
+            space.token_ids[i][c] for i, c in enumerate(codes[int(line[-1])])
+        ]
+        prompt, length = maker.prompts(np.array([user]), np.array([end]))
+        np.testing.assert_array_equal(own[:-3], prompt[0, : length[0]])
+        targets = slice(made.target_begin[s], made.target_begin[s + 1])
+        assert made.code[targets].tolist() == [codes[int(i)] for i in line]
+        at = made.at[targets]
+        for code, position in zip(made.code[targets], at, strict=True):
+            for level in range(1, 3):
+                assert own[position[level]] == space.token_ids[level - 1][code[level - 1]]
+                assert own[position[level] + 1] == space.token_ids[level][code[level]]
+        # The response is asked where the prompt ends.
+        assert at[-1].tolist() == [len(own) - 4, len(own) - 3, len(own) - 2]
+        assert (np.diff(at[:, 0]) >= 3).all()
+
+
+def test_without_history_loss_only_the_response_is_a_target(shop, tmp_path):
+    spec = prompts.default_spec(shop[0])
+    _, tokenizer, space = decoder(shop, spec)
+    maker = maker_of(shop, spec, tokenizer, space, tmp_path, history_loss=False)
+    made = maker.epoch()
+    assert len(made.at) == len(made) == (maker.visible >= 2).sum()
+
+
+def test_an_interest_summary_is_never_asked_for_what_it_tells(shop, tmp_path):
+    """Long-term events are no targets of prompts that hold them, yet every event is one of some."""
+    spec = prompts.default_spec(shop[0], recent_events=2, long_term_events=6, block=2)
+    assert any(s["kind"] == "interest" for s in spec["segments"])
+    _, tokenizer, space = decoder(shop, spec)
+    maker = maker_of(shop, spec, tokenizer, space, tmp_path)
+    user = int(np.argmax(maker.visible))
+    end = int(maker.visible[user]) - 1
+    made = maker.make(np.array([user]), np.array([end]))
+    assert len(made.at) == 3  # two recent events and the response
+    for generator in (None, np.random.default_rng(0)):
+        ends = sorted(maker._cuts(end + 1, generator), reverse=True)
+        covered = {e - back for e in ends for back in range(3) if e - back >= 0}
+        assert covered >= set(range(1, end + 1))
+
+
+def test_batches_partition_and_stay_within_their_tokens():
+    lengths = np.random.default_rng(0).integers(1, 50, 200)
+    batches = training_loop.token_batches(lengths, 128, np.random.default_rng(1))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(200))
+    assert all(len(b) * lengths[b].max() <= 128 for b in batches)
+    assert [
+        len(b)
+        for b in training_loop.token_batches(np.array([500, 600]), 128, np.random.default_rng(1))
+    ] == [1, 1]
+
+
+# --- objective and loop ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("softmax", ["level", "vocab"])
+def test_loss_equals_the_plain_formula(shop, tmp_path, softmax):
+    spec = prompts.default_spec(shop[0])
+    model, tokenizer, space = decoder(shop, spec)
+    maker = maker_of(shop, spec, tokenizer, space, tmp_path)
+    made = maker.make(np.array([0, 3]), np.array([4, 2]))
+    module = next_sid.NextSid(model, space.token_ids, softmax).eval()
+    with torch.inference_mode():
+        loss, levels = module(*made.batch(np.array([0, 1])))
+        want = np.zeros(3)
+        for s in range(2):
+            own = made.tokens[made.begin[s] : made.begin[s + 1]]
+            logits = model(torch.from_numpy(own[None].astype(np.int64))).logits[0].double()
+            for t in range(made.target_begin[s], made.target_begin[s + 1]):
+                for level in range(3):
+                    row = logits[made.at[t, level]]
+                    ids = torch.tensor(space.token_ids[level])
+                    own_logit = row[ids[made.code[t, level]]]
+                    want[level] += float(
+                        torch.logsumexp(row[ids] if softmax == "level" else row, 0) - own_logit
+                    )
+    want /= len(made.at)
+    np.testing.assert_allclose(levels.numpy(), want, atol=1e-4)
+    assert float(loss) == pytest.approx(want.sum(), abs=1e-3)
+
+
+def test_dropout_acts_in_training_only_and_leaves_the_checkpoint_ordinary(shop, tmp_path):
+    spec = prompts.default_spec(shop[0])
+    model, tokenizer, space = decoder(shop, spec)
+    maker = maker_of(shop, spec, tokenizer, space, tmp_path)
+    names = set(model.state_dict())
+    module = next_sid.NextSid(model, space.token_ids, dropout=0.5)
+    assert set(model.state_dict()) == names
+    batch = maker.make(np.array([0]), np.array([4])).batch(np.array([0]))
+    torch.manual_seed(0)
+    module.train()
+    assert module(*batch)[0] != module(*batch)[0]
+    module.eval()
+    assert module(*batch)[0] == module(*batch)[0]
+
+
+def test_twenty_steps_lower_the_loss_and_validations_come_evenly(shop, tmp_path):
+    spec = prompts.default_spec(shop[0])
+    model, tokenizer, space = decoder(shop, spec)
+    maker = maker_of(shop, spec, tokenizer, space, tmp_path)
+    module = next_sid.NextSid(model, space.token_ids)
+    options = training_loop.LoopOptions(
+        epochs=4, batch_tokens=1024, warmup_steps=5, validations=2, learning_rate=5e-3
+    )
+    losses, validations = [], []
+    training_loop.train(
+        module,
+        maker.epoch,
+        options,
+        lambda s: validations.append(s.fraction),
+        lambda s: losses.append(s.loss),
+    )
+    assert len(losses) >= 20
+    assert losses[-1] < losses[0] - 0.5
+    assert validations == [0.5, 1.0]
+
+
+def test_the_schedule_fits_the_clock():
+    now = [0.0]
+    options = training_loop.LoopOptions(minutes=1.0, epochs=1000, warmup_steps=10)
+    schedule = training_loop.Schedule(options, clock=lambda: now[0])
+    assert schedule.learning_rate(0, 0.0) == pytest.approx(options.learning_rate / 10)
+    now[0] = 30.0
+    assert schedule.fraction(3) == pytest.approx(0.5)
+    assert schedule.learning_rate(100, 0.5) == pytest.approx(0.51 * options.learning_rate)
+    now[0] = 61.0
+    assert schedule.fraction(3) == 1.0
+    assert schedule.learning_rate(100, 1.0) == pytest.approx(0.02 * options.learning_rate)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_checkpoint_folder_is_an_ordinary_one(shop, tmp_path, dtype):
+    spec = prompts.default_spec(shop[0])
+    model, tokenizer, space = decoder(shop, spec)
+    parsed = prompt_spec.PromptSpec.from_json(spec)
+    for _ in range(2):  # the second replaces the first
+        checkpoint.save_checkpoint(str(tmp_path / "c"), model, tokenizer, space, parsed, dtype)
+    assert os.listdir(tmp_path) == ["c"]
+    again, tokenizer_again = checkpoint.load_decoder(str(tmp_path / "c"))
+    assert tokenizer_again.get_vocab() == tokenizer.get_vocab()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor.to(dtype).float()), name
+    assert prompt_spec.SidSpace.load(tmp_path / "c" / "sid_space.json") == space
+    assert prompt_spec.PromptSpec.from_json(tmp_path / "c" / "prompt_spec.json") == parsed
+    kernels.Prompt.load(str(tmp_path / "c" / "prompt.gguf"), space.digest)
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(ValueError, match=r"preset = 'huge': expected one of tiny, small, base"):
+        checkpoint.new_decoder("huge", 10, 0)
+    with pytest.raises(FileNotFoundError, match="no config.json"):
+        checkpoint.load_decoder(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    with pytest.raises(ValueError, match="architecture BertModel: expected one of Qwen2"):
+        checkpoint.load_decoder(str(tmp_path))
+    with pytest.raises(ValueError, match=r"minutes = 0: expected > 0"):
+        training_loop.LoopOptions(minutes=0)

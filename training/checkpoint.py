@@ -1,0 +1,104 @@
+"""Checkpoint folders: where a decoder comes from and what is left behind. Knows no data and no
+training loop.
+
+A checkpoint folder is an ordinary Hugging Face one (config.json, model.safetensors, tokenizer.json)
+with three files more: sid_space.json, prompt_spec.json, and prompt.gguf, the spec compiled for
+  serving.
+"""
+
+import os
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from genrecall.kernels import prompt_spec
+from genrecall.training import files
+
+transformers.utils.logging.disable_progress_bar()  # of files that are written in a moment
+
+ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM")
+# Decoders made from scratch: (hidden size, layers, heads, feed-forward size).
+PRESETS = {
+    "tiny": (64, 2, 2, 192),
+    "small": (128, 3, 4, 512),
+    "base": (256, 4, 8, 1024),
+}
+
+
+def new_decoder(preset, vocab_size, seed):
+    """A Qwen2 decoder with random weights, float32, head tied to the embedding.
+
+    Raises:
+      ValueError: no such preset.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset = {preset!r}: expected one of {', '.join(PRESETS)}")
+    hidden, layers, heads, ffn = PRESETS[preset]
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def load_decoder(folder):
+    """(model in float32, tokenizer) of a Hugging Face folder; nothing is downloaded.
+
+    Raises:
+      FileNotFoundError: no config.json there.
+      ValueError: another architecture than ARCHITECTURES.
+    """
+    if not os.path.exists(os.path.join(folder, "config.json")):
+        raise FileNotFoundError(
+            f"{folder}: no config.json; expected a Hugging Face checkpoint folder"
+        )
+    architecture = (
+        files.read_json(os.path.join(folder, "config.json")).get("architectures") or ["none"]
+    )[0]
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"{folder}: architecture {architecture}: expected one of {', '.join(ARCHITECTURES)}"
+        )
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def tokenize_with(tokenizer):
+    """The callable that kernels.prompt_spec.compile_prompt takes: text -> token ids, no special
+    tokens added.
+    """
+    return lambda text: tokenizer.encode(text, add_special_tokens=False)
+
+
+def save_checkpoint(folder, model, tokenizer, sid_space, spec, dtype=torch.float32):
+    """Writes a whole checkpoint folder beside `folder` and puts it in its place.
+
+    Args:
+      folder: path; an older checkpoint there is replaced.
+      model, tokenizer: with the SID tokens in.
+      sid_space: SidSpace.
+      spec: PromptSpec.
+      dtype: of the weights in model.safetensors, torch.float32 or torch.bfloat16.
+    """
+    with files.replacing_folder(folder) as beside:
+        state = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
+        model.save_pretrained(beside, state_dict=state)
+        config = files.read_json(os.path.join(beside, "config.json"))
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        files.write_json(os.path.join(beside, "config.json"), config)
+        tokenizer.save_pretrained(beside)
+        sid_space.save(os.path.join(beside, "sid_space.json"))
+        files.write_json(os.path.join(beside, "prompt_spec.json"), spec.to_json())
+        prompt_spec.compile_prompt(
+            spec, tokenize_with(tokenizer), sid_space, os.path.join(beside, "prompt.gguf")
+        )

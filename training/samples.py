@@ -1,0 +1,201 @@
+"""Users' lines to training samples: prompts as serving assembles them, and what to predict where.
+
+Knows no model. A sample is the prompt of a user's first k events followed by the SID of event k,
+the response. Besides the response, the events inside the prompt are targets too (the history loss):
+position after position one forward pass trains every next item of the line, which is what makes
+training from scratch affordable.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Token sequences with their targets, flat: sample s has tokens begin[s]:begin[s + 1] and
+    targets target_begin[s]:target_begin[s + 1].
+
+    tokens int32 [sum]; at int32 [targets, L], position in the sample of the token that predicts
+    level l; code int32 [targets, L].
+    """
+
+    tokens: np.ndarray
+    begin: np.ndarray
+    at: np.ndarray
+    code: np.ndarray
+    target_begin: np.ndarray
+
+    def __len__(self):
+        return len(self.begin) - 1
+
+    @property
+    def lengths(self):
+        return np.diff(self.begin)
+
+    def batch(self, chosen):
+        """(tokens int64 [B, T], at int64 [L, n] flat in B * T, code int64 [L, n]) of the chosen
+        samples.
+        """
+        width = int(self.lengths[chosen].max())
+        tokens = np.zeros((len(chosen), width), np.int64)
+        at, code = [], []
+        for row, s in enumerate(chosen):
+            own = self.tokens[self.begin[s] : self.begin[s + 1]]
+            tokens[row, : len(own)] = own
+            targets = slice(self.target_begin[s], self.target_begin[s + 1])
+            at.append(self.at[targets].astype(np.int64) + row * width)
+            code.append(self.code[targets])
+        at, code = np.concatenate(at).T, np.concatenate(code).T.astype(np.int64)
+        return (
+            torch.from_numpy(tokens),
+            torch.from_numpy(np.ascontiguousarray(at)),
+            torch.from_numpy(np.ascontiguousarray(code)),
+        )
+
+
+class SampleMaker:
+    """Makes samples of lines.
+
+    Args:
+      lines: training.splits.Lines.
+      visible: int64 [U], events of each line that training may see, targets included.
+      prompt: kernels.Prompt.
+      index: kernels.RecallIndex that knows every item of the lines.
+      profiles: user id -> {feature: value}.
+      history_loss: targets inside the prompt too.
+      spec: kernels.prompt_spec.PromptSpec of the prompt.
+    """
+
+    def __init__(self, lines, visible, prompt, index, profiles, spec, history_loss=True):
+        self.lines, self.visible, self.prompt, self.index = lines, visible, prompt, index
+        self.profiles = profiles
+        self.history_loss = history_loss
+        self.level_sizes = prompt.level_sizes
+        # An interest summary is written from long-term events and stands before them: were they
+        # targets, it would tell the answer. Then only recent events are; otherwise all of them.
+        summary = any(s.kind == "interest" for s in spec.segments)
+        kept = spec.behaviors.max_events - spec.behaviors.block  # cleaning keeps more than these
+        self.reach = max(1, spec.behaviors.recent_events if summary else kept)
+        levels = [np.asarray(ids) for ids in prompt.token_ids]
+        size = max(int(ids.max()) for ids in levels) + 1
+        self.level_of, self.code_of = np.full(size, -1, np.int8), np.full(size, -1, np.int32)
+        for level, ids in enumerate(levels):
+            self.level_of[ids], self.code_of[ids] = level, np.arange(len(ids))
+
+    def epoch(self, generator=None):
+        """One pass over the training part. With history_loss every event is a target at least once
+        (a line's first is predicted from the profile alone); without it, a line's last event only.
+
+        Args:
+          generator: numpy Generator that moves the cuts of long lines; None leaves them fixed.
+        """
+        users, ends = [], []
+        for u in np.flatnonzero(self.visible >= 2):
+            for end in self._cuts(int(self.visible[u]), generator):
+                users.append(u)
+                ends.append(end)
+        return self.make(np.array(users, np.int64), np.array(ends, np.int64))
+
+    def _cuts(self, visible, generator):
+        """Positions of the responses of one line of `visible` events: the last one, then earlier
+        ones where the history loss does not reach.
+        """
+        end = visible - 1
+        yield end
+        while self.history_loss and end > self.reach:
+            shift = 0 if generator is None else int(generator.integers(self.reach // 2 + 1))
+            end = max(1, end - self.reach + shift)
+            yield end
+
+    def make(self, users, ends, block=4096):
+        """Samples whose prompt is the first ends[i] >= 1 events of user number users[i], its
+        response the event after them.
+        """
+        parts = [
+            self._make_block(users[i : i + block], ends[i : i + block])
+            for i in range(0, len(users), block)
+        ]
+        tokens, lengths, at, code, counts = (np.concatenate(p) for p in zip(*parts, strict=True))
+        return Samples(
+            tokens,
+            np.concatenate([[0], np.cumsum(lengths)]),
+            at,
+            code,
+            np.concatenate([[0], np.cumsum(counts)]),
+        )
+
+    def prompts(self, users, ends):
+        """The first ends[i] events of user number users[i], as serving would assemble them.
+
+        Args:
+          users, ends: int64 [B]; ends[i] in 0..the length of the user's line.
+
+        Returns:
+          (tokens int32 [B, P], length int32 [B]).
+        """
+        lines = self.lines
+        length = ends.astype(np.int32)
+        at = lines.begin[users][:, None] + np.arange(max(int(length.max(initial=0)), 1))
+        valid = np.arange(at.shape[1]) < length[:, None]
+        at = np.where(valid, at, 0)
+        item, action, domain, time = (
+            np.where(valid, c[at], 0) for c in (lines.item, lines.action, lines.domain, lines.time)
+        )
+        request_time = np.maximum(time.max(axis=1), 1)
+        features = self._feature_columns(lines.user_id[users])
+        tokens, length, _ = self.prompt.assemble(
+            self.index, item, action, domain, time, length, request_time, features
+        )
+        return tokens, length
+
+    def _feature_columns(self, user_ids):
+        """Profile features as Prompt.assemble takes them; None where a user has no value."""
+        columns = {}
+        for name, kind in self.prompt.features:
+            values = [self.profiles.get(int(u), {}).get(name) for u in user_ids]
+            as_kind = {"string": str, "int64": int, "bucket": float}[kind]
+            columns[name] = [None if v is None else as_kind(v) for v in values]
+        return columns
+
+    def _make_block(self, users, ends):
+        prompt_tokens, length = self.prompts(users, ends)
+        levels = len(self.level_sizes)
+        response = self.lines.item[self.lines.begin[users] + ends]
+        codes = np.asarray(self.index.lookup(response)[0])
+        columns = np.stack(
+            [np.asarray(ids)[codes[:, level]] for level, ids in enumerate(self.prompt.token_ids)],
+            axis=1,
+        )
+        tokens, at, code, counts = [], [], [], []
+        for row in range(len(users)):
+            own = np.concatenate([prompt_tokens[row, : length[row]], columns[row]]).astype(np.int32)
+            starts = np.flatnonzero(self.level_of[np.minimum(own, len(self.level_of) - 1)] == 0)
+            starts = self._targets(own, starts)
+            position = starts[:, None] + np.arange(levels)
+            tokens.append(own)
+            code.append(self.code_of[own[position]])
+            position = position - 1
+            # The first code is predicted from the token after which serving would ask: not from an
+            # action's text, which only stands before an event that has happened.
+            position[:, 0] = np.maximum(position[:, 0], 0)
+            at.append(position.astype(np.int32))
+            counts.append(len(starts))
+        lengths = [len(t) for t in tokens]
+        return (
+            np.concatenate(tokens),
+            np.array(lengths),
+            np.concatenate(at),
+            np.concatenate(code),
+            np.array(counts),
+        )
+
+    def _targets(self, own, starts):
+        """Which of the events that start at `starts` are targets: the response, and the history
+        within reach that something precedes (a prompt's first event is predicted from the profile
+        alone, as an empty history is)."""
+        if not self.history_loss:
+            return starts[-1:]
+        starts = starts[-(self.reach + 1) :]
+        return starts[starts >= 1]

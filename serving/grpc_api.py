@@ -128,7 +128,8 @@ def create_server(
 
     Args:
       addresses: "host:port" (port 0: any free one) or "unix:path".
-      max_threads: requests served at the same time; one more is refused with RESOURCE_EXHAUSTED.
+      max_threads: requests served at the same time. As many again wait for a thread; what comes
+        beyond is refused with RESOURCE_EXHAUSTED at once, so that no queue grows without end.
       channel_arguments: further gRPC options.
 
     Returns:
@@ -146,7 +147,7 @@ def create_server(
     server = grpc.server(
         futures.ThreadPoolExecutor(max_threads, thread_name_prefix="grpc"),
         options=options,
-        maximum_concurrent_rpcs=max_threads,
+        maximum_concurrent_rpcs=2 * max_threads,
     )
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
         PredictionService(core, metrics, enforce_timeout), server

@@ -83,7 +83,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--grpc_max_threads",
         type=int,
         default=64,
-        help="gRPC requests at a time; more get RESOURCE_EXHAUSTED at once",
+        help="gRPC requests at a time; as many again wait, more get RESOURCE_EXHAUSTED at once",
     )
     network.add_argument(
         "--grpc_channel_arguments", default="", help="key=value,... options of the gRPC server"

@@ -185,7 +185,7 @@ def test_more_requests_than_threads_are_refused_at_once(tmp_path):
             running.predictions.Predict.future(
                 request(signature="spin", steps=np.int64(10**12)), timeout=2
             )
-            for _ in range(2)
+            for _ in range(4)  # two run, two wait
         ]
         time.sleep(0.5)
         rejected(lambda: running.predict(request(x=X)), grpc.StatusCode.RESOURCE_EXHAUSTED, "limit")

@@ -77,7 +77,8 @@ class Prompt {
   // INVALID_ARGUMENT when the index is of another SID space or has another number of facets than the spec.
   Status CheckIndex(const RecallIndex& index) const;
 
-  // feature_values: [num_features()] from FeatureValue.
+  // feature_values: [num_features()] from FeatureValue. behaviors: of arrays that fit, codes in range; not
+  // checked here.
   //
   // Of n behaviours the first floor(max(0, n - recent_events) / block) * block are past, the rest (at most
   // recent_events + block - 1) are recent. The long-term part is the latest long_term_events of the past, a

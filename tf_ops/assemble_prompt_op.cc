@@ -79,8 +79,26 @@ struct PromptInputs {
     TF_RETURN_IF_ERROR(dims.Input(ctx, "facets", "BTF", &facet_values));
     TF_RETURN_IF_ERROR(dims.Input(ctx, "length", "B", &length));
     rows = dims['B'], width = dims['T'], levels = dims['L'], facets = dims['F'];
-    for (int64_t b = 0; b < rows; ++b) TF_RETURN_IF_ERROR(CheckLength("length", b, length[b], 'T', width));
+    for (int64_t b = 0; b < rows; ++b) {
+      TF_RETURN_IF_ERROR(CheckLength("length", b, length[b], 'T', width));
+      for (int64_t t = 0; t < length[b]; ++t) TF_RETURN_IF_ERROR(CheckSid(prompt, b, t));
+    }
     return ReadFeatures(ctx, prompt, &dims);
+  }
+
+  // Prompt::Assemble looks codes up without a check.
+  absl::Status CheckSid(const Prompt& prompt, int64_t b, int64_t t) const {
+    const int32_t* codes = sids + (b * width + t) * levels;
+    if (codes[0] < 0) return absl::OkStatus();  // unknown, skipped
+    for (int64_t l = 0; l < levels; ++l) {
+      const int32_t size = prompt.sid_space().level_sizes[l];
+      if (codes[l] < 0 || codes[l] >= size) {
+        return absl::InvalidArgumentError(absl::StrCat("sids[", b, ", ", t, ", ", l, "] = ", codes[l],
+                                                       ": expected 0..C - 1 = ", size - 1,
+                                                       ", or -1 for the whole SID"));
+      }
+    }
+    return absl::OkStatus();
   }
 
   absl::Status ReadFeatures(OpKernelContext* ctx, const Prompt& prompt, InputDims* dims) {

@@ -1,7 +1,7 @@
 """The AMX gemm on emulated tiles: the kernel's own source, compiled with -DGENRECALL_EMULATE_AMX.
 
-On a machine with AMX, test_numeric_kernels.py runs the same kernel on the real tiles; this file shows
-that what surrounds the tile instructions is right on every machine with AVX-512.
+On a machine with AMX, test_numeric_kernels.py runs the same kernel on the real tiles; this file
+shows that what surrounds the tile instructions is right on every machine with AVX-512.
 """
 
 import ctypes
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from genrecall.kernels import _kernels
 
 n = _kernels._numeric

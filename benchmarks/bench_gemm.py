@@ -1,0 +1,102 @@
+"""Speed of the gemm on the shapes of Qwen2-0.5B, beside torch and NumPy, as a share of the peak.
+
+    python benchmarks/bench_gemm.py [--isa avx512] [--threads 2] [--rows 1 5 32 150 512]
+
+For each shape (k -> outs), dtype and number of rows: GFLOP/s and GB/s of weights read. With few rows
+a gemm can go no faster than memory gives weights, so they rotate through copies that no cache holds.
+Each figure is the best of many calls, the contenders taking turns, so that another program's load
+falls on all. On a machine that others load, `--threads 1 --cpu-time` counts this thread's own time.
+"""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from genrecall.kernels import _kernels
+from machine import measure
+
+n = _kernels._numeric
+SHAPES = [(896, 1152), (896, 896), (896, 9728), (4864, 896)]  # qkv, attention out, gate+up, down
+BYTES = {"float32": 4, "bfloat16": 2}
+COLD_BYTES = 192 << 20  # of weights that calls rotate through
+OTHERS = ("torch", "numpy")
+
+
+def contenders(isa, dtype, rows, k, outs, pool):
+    """name -> function(copy number) that runs one gemm; and the number of copies."""
+    rng = np.random.default_rng(1)
+    copies = max(1, COLD_BYTES // (k * outs * BYTES[dtype])) if rows <= 32 else 1
+    x = rng.standard_normal((rows, k), dtype=np.float32)
+    w = rng.standard_normal((outs, k), dtype=np.float32)
+    torch_x = torch.from_numpy(x).to(getattr(torch, dtype))
+    torch_w = [torch.from_numpy(w).to(torch_x.dtype).clone() for _ in range(copies)]
+    own_x, own_w = n.Tensor(x, dtype), [n.Tensor(w, dtype) for _ in range(copies)]
+    y = np.empty((rows, outs), np.float32)
+    runs = {
+        "genrecall": lambda i: n.gemm(isa, own_x, own_w[i], y=y, pool=pool),
+        "torch": lambda i: torch.nn.functional.linear(torch_x, torch_w[i]),
+    }
+    if dtype == "float32":
+        runs["numpy"] = lambda i: x @ torch_w[i].numpy().T
+    return runs, copies
+
+
+def best_seconds(runs, copies, clock, budget_s):
+    """name -> the fastest call's seconds."""
+    best = dict.fromkeys(runs, float("inf"))
+    calls, end = 0, time.perf_counter() + budget_s
+    while calls < 3 or time.perf_counter() < end:
+        for name, run in runs.items():
+            start = clock()
+            run(calls % copies)
+            best[name] = min(best[name], clock() - start)
+        calls += 1
+    return best
+
+
+def table_line(dtype, k, outs, rows, best, flops_peak, bytes_peak):
+    flops, size, own = 2 * rows * k * outs, k * outs * BYTES[dtype], best["genrecall"]
+    cells = [
+        f"{dtype:9}{k:6}{outs:6}{rows:5}",
+        f"{flops / own / 1e9:9.1f}{flops / own / flops_peak:8.0%}" if flops_peak else f"{'':17}",
+        f"{size / own / 1e9:7.1f}{size / own / bytes_peak:7.0%}",
+        *(f"{flops / best[x] / 1e9:8.1f}" for x in OTHERS if x in best),
+    ]
+    return "".join(cells)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--isa", default=n.active_isa())
+    parser.add_argument("--threads", type=int, default=n.default_num_threads())
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 5, 32, 150, 512])
+    parser.add_argument("--seconds", type=float, default=1.0, help="per line of the table")
+    parser.add_argument("--cpu-time", action="store_true", help="count this thread's CPU time")
+    args = parser.parse_args()
+    if args.cpu_time and args.threads != 1:
+        parser.error("--cpu-time counts one thread: expected --threads 1")
+    clock = time.thread_time if args.cpu_time else time.perf_counter
+    torch.set_num_threads(args.threads)
+    threadpool_limits(args.threads)  # NumPy's
+    pool = n.ThreadPool(args.threads)
+    machine = measure(args.threads)
+    print(
+        f"{args.threads} thread(s), {args.isa}; measured peaks: "
+        f"float32 {machine.float_flops / 1e9:.0f} GFLOP/s, "
+        f"bf16 tiles {machine.tile_flops / 1e9:.0f} GFLOP/s, "
+        f"memory {machine.bytes_per_s / 1e9:.1f} GB/s"
+    )
+    print("dtype         k  outs rows  GFLOP/s of peak   GB/s of mem   torch   numpy (GFLOP/s)")
+    for dtype in BYTES:
+        for k, outs in SHAPES:
+            for rows in args.rows:
+                runs, copies = contenders(args.isa, dtype, rows, k, outs, pool)
+                best = best_seconds(runs, copies, clock, args.seconds)
+                peak = machine.peak_flops(args.isa, dtype)
+                line = table_line(dtype, k, outs, rows, best, peak, machine.bytes_per_s)
+                print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

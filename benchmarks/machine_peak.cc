@@ -1,0 +1,132 @@
+// What this machine can do at most, for benchmarks to divide by: `machine_peak THREADS` prints float32 FLOP/s
+// (independent fused multiply-adds on registers), bf16 tile FLOP/s (0 without AMX), and bytes/s of reading
+// far more memory than the caches hold. Time is the threads' own CPU time, so that other programs' load does
+// not pass for a slow machine. Compiled with -march=native by machine.py.
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <thread>
+#include <vector>
+
+namespace {
+
+typedef float Vec __attribute__((vector_size(sizeof(float) *
+#if defined(__AVX512F__)
+                                             16
+#elif defined(__AVX2__)
+                                             8
+#else
+                                             4
+#endif
+                                             )));
+constexpr int kLanes = sizeof(Vec) / sizeof(float);
+constexpr int kChains = kLanes == 16 ? 24 : 12;
+volatile float sink;
+
+double ThreadSeconds() {
+  timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+// Runs fn(thread) on all threads at once; the seconds the slowest took.
+double Seconds(int threads, const std::function<void(int)>& fn) {
+  std::atomic<int> ready{0};
+  std::vector<double> seconds(threads);
+  std::vector<std::thread> running;
+  for (int t = 0; t < threads; ++t) {
+    running.emplace_back([&, t] {
+      for (++ready; ready < threads;) {
+      }
+      const double start = ThreadSeconds();
+      fn(t);
+      seconds[t] = ThreadSeconds() - start;
+    });
+  }
+  for (std::thread& thread : running) thread.join();
+  return *std::max_element(seconds.begin(), seconds.end());
+}
+
+double Best(int repeats, const std::function<double()>& seconds) {
+  double best = 1e30;
+  for (int i = 0; i < repeats; ++i) best = std::min(best, seconds());
+  return best;
+}
+
+double FloatFlops(int threads) {
+  constexpr int64_t kSteps = 2'000'000;
+  const double seconds = Best(20, [&] {
+    return Seconds(threads, [](int) {
+      Vec acc[kChains], x = Vec{} + 0.5f;
+      for (Vec& a : acc) a = Vec{} + 1.0f;
+      for (int64_t i = 0; i < kSteps; ++i) {
+#pragma GCC unroll 24
+        for (int c = 0; c < kChains; ++c) acc[c] = acc[c] * x + x;  // contracted to a fused multiply-add
+      }
+      Vec sum{};
+      for (const Vec& a : acc) sum += a;
+      sink = sum[0];
+    });
+  });
+  return 2.0 * kLanes * kChains * kSteps * threads / seconds;
+}
+
+double TileFlops(int threads) {
+#if defined(__AMX_BF16__)
+  if (syscall(SYS_arch_prctl, 0x1023, 18) != 0) return 0;
+  constexpr int64_t kSteps = 200'000;
+  const double seconds = Best(20, [&] {
+    return Seconds(threads, [](int) {
+      alignas(64) uint8_t config[64] = {1};
+      for (int t = 0; t < 8; ++t) config[16 + 2 * t] = 64, config[48 + t] = 16;
+      _tile_loadconfig(config);
+      _tile_zero(4), _tile_zero(5), _tile_zero(6), _tile_zero(7);
+      for (int64_t i = 0; i < kSteps; ++i) {
+        _tile_dpbf16ps(0, 4, 6), _tile_dpbf16ps(1, 4, 7), _tile_dpbf16ps(2, 5, 6), _tile_dpbf16ps(3, 5, 7);
+      }
+      _tile_release();
+    });
+  });
+  return 2.0 * 16 * 16 * 32 * 4 * kSteps * threads / seconds;
+#else
+  return 0;
+#endif
+}
+
+double ReadBandwidth(int threads) {
+  constexpr int64_t kBytes = int64_t{512} << 20;
+  std::vector<float> memory(kBytes / sizeof(float), 1.0f);
+  const int64_t share = kBytes / static_cast<int64_t>(sizeof(Vec)) / threads / 8 * 8;
+  const double seconds = Best(8, [&] {
+    return Seconds(threads, [&](int t) {
+      const char* from = reinterpret_cast<const char*>(memory.data()) + t * share * sizeof(Vec);
+      Vec sum[8] = {};
+      for (int64_t i = 0; i < share; i += 8) {
+        for (int j = 0; j < 8; ++j) {
+          Vec v;
+          __builtin_memcpy(&v, from + (i + j) * sizeof(Vec), sizeof v);
+          sum[j] += v;
+        }
+      }
+      for (int j = 1; j < 8; ++j) sum[0] += sum[j];
+      sink = sum[0][0];
+    });
+  });
+  return static_cast<double>(share) * sizeof(Vec) * threads / seconds;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
+  std::printf("{\"threads\": %d, \"float_flops\": %.6g, \"tile_flops\": %.6g, \"bytes_per_s\": %.6g}\n",
+              threads, FloatFlops(threads), TileFlops(threads), ReadBandwidth(threads));
+}

@@ -1,11 +1,12 @@
 """Small recall indexes and requests that the op tests share."""
 
 import numpy as np
-
-from genrecall import kernels
+import tensorflow as tf
+from genrecall import kernels, tf_ops
 
 LEVEL_SIZES = (5, 9, 4)
 FACETS = 2
+KNOWN_ITEM = tf.constant([1000], tf.int64)
 
 
 def random_index(seed=0, items=200, level_sizes=LEVEL_SIZES, facets=FACETS, digest="space-a"):
@@ -43,3 +44,23 @@ def request(rows=2, events=6, excluded=3, seed=0, **changes):
     )
     inputs.update(changes)
     return inputs
+
+
+class LookupModule(tf.Module):
+    """The smallest graph on an index: items -> semantic IDs, and the heaviest items."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.index = tf_ops.RecallIndexResource(path, "space-a")
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64, "item")])
+    def lookup(self, item=KNOWN_ITEM):
+        index = tf_ops.acquire_index(self.index)
+        sids, facets = tf_ops.lookup_semantic_ids(
+            index, item, levels=len(LEVEL_SIZES), facets=FACETS
+        )
+        popular = tf_ops.popular_items(index, [[-1]], [0], [3], k=3)
+        return {"sids": sids, "facets": facets, "popular": popular.item_id}
+
+    def save(self, folder):
+        tf.saved_model.save(self, str(folder), signatures=self.lookup)

@@ -1,4 +1,4 @@
-"""Ops that read the index or merge branches, against the bindings of the same kernels and plain Python."""
+"""Ops that read the index or merge branches, against the bindings and plain Python."""
 
 import threading
 
@@ -6,7 +6,6 @@ import numpy as np
 import op_fixtures
 import pytest
 import tensorflow as tf
-
 from genrecall import tf_ops
 
 LEVELS, FACETS = len(op_fixtures.LEVEL_SIZES), op_fixtures.FACETS
@@ -154,7 +153,7 @@ def test_popular_equals_bindings(index, snapshot):
 
 
 def merge_oracle(branches, quotas, k):
-    """(item, score, mask, source) by the words of the contract. branches: lists of (item, score)."""
+    """(item, score, mask, source) by the contract's words. branches: lists of (item, score)."""
     mask, placed = {}, {}
     for b, rows in enumerate(branches):
         for item, _ in rows:

@@ -1,5 +1,6 @@
 """TensorFlow doors to the core: Python wrappers of the custom ops."""
 
+from genrecall.tf_ops.beam_search import DecodedBeams, constrained_beam_search
 from genrecall.tf_ops.behaviors import CleanedBehaviors, check_request, clean_behaviors
 from genrecall.tf_ops.index import (
     ExpandedItems,
@@ -18,6 +19,7 @@ from genrecall.tf_ops.resources import EngineResource, PromptResource, RecallInd
 __all__ = [
     "AssembledPrompt",
     "CleanedBehaviors",
+    "DecodedBeams",
     "EngineResource",
     "ExpandedItems",
     "MergedItems",
@@ -29,6 +31,7 @@ __all__ = [
     "assemble_prompt",
     "check_request",
     "clean_behaviors",
+    "constrained_beam_search",
     "expand_items",
     "lookup_semantic_ids",
     "merge_branches",

@@ -100,14 +100,14 @@ def clean_behaviors(
     actions=("click", "conversion"),
     domains=("ad", "content"),
 ):
-    """Orders events by time, drops future and invalid ones, folds attributed clicks and repeats, keeps the latest.
+    """Orders events by time, drops bad ones, folds attributed clicks and repeats, keeps the latest.
 
     Args:
       item, time: int64 [B, T]; action, domain: int32 [B, T]. Time in Unix seconds.
       length: int32 [B], 0..T events of the row.
       request_time: int64 [B].
       row_status: int32 [B]: rows that are not 0 give no events, and are not looked at. None: all 0.
-      max_events: N, events kept.
+      max_events: N: at most this many, the latest, are kept.
       attribution_window_s: a conversion absorbs the click on its item at most this much older.
       repeat_window_s: an event repeats the kept one of the same item and action this recent.
       block: the oldest beyond N are dropped in whole blocks of this many, 1..N.

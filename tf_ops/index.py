@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from genrecall.tf_ops.library import ops
 from genrecall.tf_ops.behaviors import row_status_or_ok
+from genrecall.tf_ops.library import ops
 
 
 class SemanticIds(NamedTuple):
@@ -59,7 +59,9 @@ def lookup_semantic_ids(index, item, *, levels, facets):
 
 
 def expand_items(index, sids, score, exclude_item, exclude_length, num_items, *, k, per_sid_cap=0):
-    """Items of beams: round-robin over beams, best weight first within a semantic ID, the excluded left out.
+    """Items of beams: round-robin over beams, best weight first within a semantic ID.
+
+    The excluded are left out.
 
     A row whose beams are all padding gives no items, and its other inputs are not looked at.
 
@@ -76,7 +78,8 @@ def expand_items(index, sids, score, exclude_item, exclude_length, num_items, *,
       ExpandedItems.
 
     Raises:
-      InvalidArgumentError: shapes that do not fit, a code outside [-1, C), a length or number out of range.
+      InvalidArgumentError: shapes that do not fit, a code outside [-1, C), a length or number out
+        of range.
     """
     return ExpandedItems(
         *ops.genrecall_expand_items(

@@ -21,8 +21,8 @@ def path():
     if in_runfiles is not None and in_runfiles.exists():
         return str(in_runfiles)
     raise FileNotFoundError(
-        f"the op library is not built: {beside} does not exist. Run `pip install .` in the checkout "
-        "(`pip install -e .` to work in it), or `bazel build //tf_ops:_genrecall_ops.so`"
+        f"the op library is not built: {beside} does not exist. Run `pip install .` in the "
+        "checkout (`pip install -e .` to work in it), or `bazel build //tf_ops:_genrecall_ops.so`"
     )
 
 
@@ -50,6 +50,7 @@ class _Ops:
         return getattr(_load(), name)
 
 
-# ops.genrecall_expand_items(...), ...: loading raises FileNotFoundError as `path`, and tf.errors.NotFoundError when the
-# library does not fit the installed TensorFlow. TensorFlow keeps it for good.
+# ops.genrecall_expand_items(...), ...: loading raises FileNotFoundError as `path`, and
+# tf.errors.NotFoundError when the library does not fit the installed TensorFlow. TensorFlow keeps
+# it for good.
 ops = _Ops()

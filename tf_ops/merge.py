@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from genrecall.tf_ops.library import ops
 from genrecall.tf_ops.behaviors import row_status_or_ok
+from genrecall.tf_ops.library import ops
 
 
 class MergedItems(NamedTuple):
@@ -19,8 +19,8 @@ class MergedItems(NamedTuple):
 def merge_branches(items, scores, num_items, row_status=None, *, quotas, k):
     """Merges branches by quotas, each item once, with its provenance.
 
-    Branch b first places up to quotas[b] items not yet placed, in branch order (negative: no limit); places left over are
-    then filled from the branches in order.
+    Branch b first places up to quotas[b] items not yet placed, in branch order (negative: no
+    limit); places left over are then filled from the branches in order.
 
     Args:
       items: list of int64 [B, k_b], best first; -1 entries are skipped.

@@ -24,7 +24,9 @@ def assemble_prompt(
     int64_features=(),
     float_features=(),
 ):
-    """Writes each row's prompt by the compiled prompt spec. Behaviours of unknown items (sids -1) are left out.
+    """Writes each row's prompt by the compiled prompt spec.
+
+    Behaviours of unknown items (sids -1) are left out.
 
     Args:
       prompt_handle: a PromptResource, or its resource_handle.

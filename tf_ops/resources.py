@@ -1,6 +1,9 @@
-"""Files that a SavedModel carries and its init op loads again, in Python or in a C++ server: index, prompt, engine.
+"""Files that a SavedModel carries and its init op loads again: index, prompt, engine.
 
-Each resource owns its file as an asset, so an exported folder may be moved, and holds no absolute path.
+That holds in Python and in a C++ server.
+
+Each resource owns its file as an asset, so an exported folder may be moved, and holds no absolute
+path.
 """
 
 import uuid
@@ -18,7 +21,7 @@ class _FileResource(tf.saved_model.experimental.TrackableResource):
         super().__init__(device="CPU")
         self._name = f"genrecall_{kind}_{uuid.uuid4().hex[:12]}"
         with tf.init_scope():
-            # A TrackableResource does not track what is assigned to it, and an untracked asset is not saved.
+            # Tracked, so that a SavedModel copies the file and the init op takes the copy's path.
             self._asset = self._track_trackable(tf.saved_model.Asset(str(path)), "asset")
             self._initialize()
 
@@ -33,12 +36,13 @@ class _FileResource(tf.saved_model.experimental.TrackableResource):
 
 
 class RecallIndexResource(_FileResource):
-    """The recall index that serves; replaced in place while `GENRECALL_INDEX_DIR` names a directory.
+    """The recall index that serves; replaced in place from the directory GENRECALL_INDEX_DIR.
 
-    With that variable set, the newest valid `*.gguf` of the directory, by modification time, then name, serves instead of
-    the asset; the directory is looked at every `GENRECALL_INDEX_POLL_MS` (1000) milliseconds. A file that is damaged, of
-    another version, SID space, level sizes or number of facets is refused: the old index goes on serving, the log says
-    why, and the counter `/genrecall/index/rejected` goes up.
+    With that variable set, the newest valid `*.gguf` of the directory, by modification time, then
+    name, serves instead of the asset; the directory is looked at every `GENRECALL_INDEX_POLL_MS`
+    (1000) milliseconds. A file that is damaged, of another version, SID space, level sizes or
+    number of facets is refused: the old index goes on serving, the log says why, and the counter
+    `/genrecall/index/rejected` goes up.
 
     Args:
       path: a file written by `kernels.RecallIndex.save`.
@@ -96,7 +100,8 @@ class EngineResource(_FileResource):
       max_prompt_tokens: longest prompt accepted.
 
     Raises:
-      tf.errors.OpError: no such engine, or weights that are missing, damaged or of an unsupported model, by name.
+      tf.errors.OpError: no such engine, or weights that are missing, damaged or of an unsupported
+      model, by name.
     """
 
     def __init__(

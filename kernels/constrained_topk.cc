@@ -218,11 +218,17 @@ struct Scratch {
   std::vector<float> step_score;  // of one row's children
 };
 
+// Out of line: inlined, every access in the loops below would find its way to thread-local storage anew.
+__attribute__((noinline)) Scratch& ThreadScratch() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
 }  // namespace
 
 Status ConstrainedTopk(const TopkArgs& args, TopkBeams* out) {
   GENRECALL_RETURN_IF_ERROR(CheckArgs(args));
-  thread_local Scratch scratch;
+  Scratch& scratch = ThreadScratch();
   const RecallIndex& index = *args.index;
   const int size = index.level_size(args.level);
   const uint16_t* codes = index.codes(args.level);

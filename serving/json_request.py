@@ -9,6 +9,7 @@ a default value in the signature may be left out, as over gRPC.
 
 import base64
 import binascii
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -21,9 +22,10 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import predict_pb2
 
 from genrecall.serving import tensors
-from genrecall.serving.errors import invalid_argument
+from genrecall.serving.errors import ServingError, invalid_argument
 
 ROW, COLUMNAR = "instances", "inputs"
+_MAX_RANK = 32
 
 
 @dataclass(frozen=True)
@@ -130,29 +132,30 @@ def _rows(document: dict, inputs: Inputs) -> dict[str, tuple[list, tuple[int, ..
             wanted = ",".join(sorted(inputs.required | (names & set(inputs.infos))))
             raise invalid_argument(
                 f"Failed to process element: {number} of 'instances' list. JSON object: "
-                f"{_text(row)} keys must be equal to: "
-                f"{wanted}"
+                f"{_text(row)} keys must be equal to: {wanted}"
             )
         for name, value in members.items():
             try:
                 shape = _append(value, inputs.infos[name].dtype, flats[name])
-                if shapes.setdefault(name, shape) != shape:
-                    want = shapes[name]
-                    if math.prod(want) != math.prod(shape):
-                        raise invalid_argument(
-                            f"Expecting tensor size: {math.prod(want)} but got: {math.prod(shape)}"
-                        )
-                    raise invalid_argument(
-                        f"Expecting shape {tensors.shape_text(want)} but got: "
-                        f"{tensors.shape_text(shape)}"
-                    )
-            except Exception as error:
+                _check_same_shape(shapes.setdefault(name, shape), shape)
+            except ServingError as error:
                 key = f" key: {name}" if named else ""
                 raise invalid_argument(
                     f"Failed to process element: {number}{key} of 'instances' list. Error: "
-                    f"INVALID_ARGUMENT: {error}"
+                    f"INVALID_ARGUMENT: {error.message}"
                 ) from error
     return {name: (flats[name], (len(rows), *shapes[name])) for name in names}
+
+
+def _check_same_shape(want: tuple[int, ...], got: tuple[int, ...]) -> None:
+    if math.prod(want) != math.prod(got):
+        raise invalid_argument(
+            f"Expecting tensor size: {math.prod(want)} but got: {math.prod(got)}"
+        )
+    if want != got:
+        raise invalid_argument(
+            f"Expecting shape {tensors.shape_text(want)} but got: {tensors.shape_text(got)}"
+        )
 
 
 def _columns(value, inputs: Inputs) -> dict[str, tuple[list, tuple[int, ...]]]:
@@ -183,15 +186,16 @@ def _append(value, dtype: int, flat: list) -> tuple[int, ...]:
         if not probe:
             break
         probe = probe[0]
+    if len(shape) > _MAX_RANK:
+        raise invalid_argument(f"Encountered {len(shape)} nested lists, expected <= {_MAX_RANK}")
     convert = _converter(dtype)
 
     def visit(item, level):
         if not isinstance(item, list):
             if level != len(shape):
                 raise invalid_argument(
-                    f"JSON Value: {_text(item)} found at incorrect level: {level + 1} in the "
-                    "JSON DOM. "
-                    f"Expected at level: {len(shape)}"
+                    f"JSON Value: {_text(item)} found at incorrect level: {level + 1} in the JSON "
+                    f"DOM. Expected at level: {len(shape)}"
                 )
             flat.append(convert(item))
             return
@@ -211,6 +215,7 @@ def _append(value, dtype: int, flat: list) -> tuple[int, ...]:
     return tuple(shape)
 
 
+@functools.cache
 def _converter(dtype: int) -> Callable:
     """JSON leaf -> Python value of a dtype; the result raises INVALID_ARGUMENT."""
     kind = tf.dtypes.as_dtype(dtype)

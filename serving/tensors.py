@@ -1,5 +1,7 @@
 """TensorProto <-> NumPy, and the checks of a tensor against its TensorInfo."""
 
+import math
+
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
@@ -28,6 +30,9 @@ _VALUE_FIELD = {
     types_pb2.DT_COMPLEX64: "scomplex_val",
     types_pb2.DT_COMPLEX128: "dcomplex_val",
 }
+
+
+_MAX_REPEATED = 1 << 20  # elements
 
 
 def dtype_name(dtype: int) -> str:
@@ -78,6 +83,14 @@ def check_tensor(alias: str, proto: tensor_pb2.TensorProto, dtype: int, shape) -
 
 def to_numpy(alias: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
     """The values of `proto`; INVALID_ARGUMENT, naming the input, if they do not fill its shape."""
+    # Too few values mean: repeat the last one. A few bytes must not claim gigabytes that way.
+    size = math.prod(dim.size for dim in proto.tensor_shape.dim)
+    if size > _MAX_REPEATED and not proto.tensor_content:
+        sent = len(getattr(proto, _VALUE_FIELD.get(proto.dtype, "variant_val")))
+        if sent != size:
+            raise invalid_argument(
+                f"tensor parsing error: {alias} ({sent} values for a shape of {size} elements)"
+            )
     try:
         return tf.make_ndarray(proto)
     except (ValueError, TypeError, OverflowError, MemoryError) as error:

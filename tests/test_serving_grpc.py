@@ -93,6 +93,13 @@ def test_a_tensor_that_does_not_fill_its_shape_is_refused(toy):
     rejected(
         lambda: toy.predict(message), grpc.StatusCode.INVALID_ARGUMENT, "tensor parsing error: x"
     )
+    message = request(x=X)  # one value that claims to be 12 terabytes
+    message.inputs["x"].tensor_content = b""
+    message.inputs["x"].float_val.append(1.0)
+    message.inputs["x"].tensor_shape.dim[0].size = 10**12
+    rejected(
+        lambda: toy.predict(message), grpc.StatusCode.INVALID_ARGUMENT, "tensor parsing error: x"
+    )
 
 
 def test_unknown_models_and_versions_are_not_found(toy):

@@ -85,6 +85,8 @@ MALFORMED = {
     '{"inputs": {"x": [[1,2,3]], "count": [3000000000]}}': "is not of expected type: int32",
     '{"inputs": {"x": [[16777217,2,3]]}}': "to float32 without loss of precision",
     '{"inputs": {"x": [[1e39,2,3]]}}': "to float32 without loss of precision",
+    '{"inputs": {"x": ' + "[" * 400 + "1" + "]" * 400 + "}}": "Encountered 400 nested lists",
+    '{"inputs": {"x": ' + "[" * 10**5 + "1" + "]" * 10**5 + "}}": "JSON Parse error: ",
     '{"inputs": {"x": [1,2,3]}}': "expects rank 2",
     '{"inputs": {"x": [[1,2,3]], "w": 1}}': "alias not found in signature: w",
     '{"inputs": {"x": [[1000,2,3]]}}': "x is above 100",
@@ -95,7 +97,7 @@ MALFORMED = {
 }
 
 
-@pytest.mark.parametrize("body", MALFORMED)
+@pytest.mark.parametrize("body", MALFORMED, ids=range(len(MALFORMED)))
 def test_malformed_bodies_are_refused(toy, body):
     status, _, text = toy.rest("POST", PREDICT, body)
     reply = json.loads(text)

@@ -2,10 +2,10 @@
 
     python benchmarks/bench_gemm.py [--isa avx512] [--threads 2] [--rows 1 5 32 150 512]
 
-For each shape (k -> outs), dtype and number of rows: GFLOP/s and GB/s of weights read. With few rows
-a gemm can go no faster than memory gives weights, so they rotate through copies that no cache holds.
-Each figure is the best of many calls, the contenders taking turns, so that another program's load
-falls on all. On a machine that others load, `--threads 1 --cpu-time` counts this thread's own time.
+For each shape (k -> outs), dtype and number of rows: GFLOP/s and GB/s of weights read. With few
+rows a gemm can go no faster than memory gives weights, so they rotate through copies that no cache
+holds. Each figure is the best of many calls, the contenders taking turns, so that another program's
+load falls on all. On a shared machine, `--threads 1 --cpu-time` counts this thread's time.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from genrecall.kernels import _kernels
 from machine import measure
+from threadpoolctl import threadpool_limits
 
 n = _kernels._numeric
 SHAPES = [(896, 1152), (896, 896), (896, 9728), (4864, 896)]  # qkv, attention out, gate+up, down

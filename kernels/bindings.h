@@ -45,7 +45,7 @@ void BindNumeric(py::module_& m);
     case Code::kInvalidArgument:
       throw py::value_error(status.message());
     case Code::kNotFound:
-      PyErr_SetString(PyExc_FileNotFoundError, status.message().c_str());
+      py::set_error(PyExc_FileNotFoundError, status.message().c_str());
       throw py::error_already_set();
     case Code::kDataLoss:
       name = "DataLossError";
@@ -57,7 +57,7 @@ void BindNumeric(py::module_& m);
       throw std::runtime_error(status.message());
   }
   const py::object type = py::module_::import("genrecall.kernels._kernels").attr(name);
-  PyErr_SetString(type.ptr(), status.message().c_str());
+  py::set_error(type, status.message().c_str());
   throw py::error_already_set();
 }
 
@@ -70,6 +70,13 @@ template <typename T>
 T ValueOrThrow(Result<T> result) {
   ThrowIfError(result.status());
   return std::move(result.value());
+}
+
+// Runs C++ that touches no Python object while other Python threads go on.
+template <typename F>
+auto WithoutGil(F work) {
+  py::gil_scoped_release release;
+  return work();
 }
 
 // NumPy arrays as bindings take them: C-contiguous, of dtype T.

@@ -32,13 +32,10 @@ py::tuple Expand(const RecallIndex& index, const py::object& sids, const py::obj
   options.k = k;
   options.per_sid_cap = per_sid_cap;
   ItemList items;
-  Status status;
-  {
-    py::gil_scoped_release release;
-    status = ExpandItems(index, codes.data(), beam_scores.data(), static_cast<int>(beams), excluded.data(),
-                         static_cast<int>(excluded.size()), options, &items);
-  }
-  ThrowIfError(status);
+  ThrowIfError(WithoutGil([&] {
+    return ExpandItems(index, codes.data(), beam_scores.data(), static_cast<int>(beams), excluded.data(),
+                       static_cast<int>(excluded.size()), options, &items);
+  }));
   return py::make_tuple(ToArray(items.item), ToArray(items.score), ToArray(items.beam));
 }
 

@@ -92,12 +92,7 @@ void WriteGguf(const py::object& path, const py::dict& metadata, const py::dict&
     kept.push_back(array);
   }
   const std::string target = py::module_::import("os").attr("fspath")(path).cast<std::string>();
-  Status status;
-  {
-    py::gil_scoped_release release;
-    status = writer.Write(target);
-  }
-  ThrowIfError(status);
+  ThrowIfError(WithoutGil([&] { return writer.Write(target); }));
 }
 
 py::dtype NumpyType(GgufType type) {
@@ -137,15 +132,8 @@ py::object ToPython(const std::vector<std::string>& texts) {
 
 py::dict ReadGguf(const py::object& path, bool require_checksum) {
   const std::string source = py::module_::import("os").attr("fspath")(path).cast<std::string>();
-  std::shared_ptr<const GgufFile> file;
-  {
-    Result<std::shared_ptr<const GgufFile>> result = Status();
-    {
-      py::gil_scoped_release release;
-      result = GgufFile::Read(source, require_checksum);
-    }
-    file = ValueOrThrow(std::move(result));
-  }
+  const std::shared_ptr<const GgufFile> file =
+      ValueOrThrow(WithoutGil([&] { return GgufFile::Read(source, require_checksum); }));
   const py::capsule owner(new std::shared_ptr<const GgufFile>(file),
                           [](void* p) { delete static_cast<std::shared_ptr<const GgufFile>*>(p); });
   py::dict metadata, tensors, types;

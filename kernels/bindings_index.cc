@@ -52,32 +52,17 @@ std::shared_ptr<RecallIndex> Build(std::vector<int32_t> level_sizes, const py::o
     rows.num_facets = static_cast<int>(facet_values.shape(1));
     rows.facets = facet_values.data();
   }
-  Result<std::shared_ptr<const RecallIndex>> result = Status();
-  {
-    py::gil_scoped_release release;
-    result = RecallIndex::Build(space, rows);
-  }
-  return Hold(ValueOrThrow(std::move(result)));
+  return Hold(ValueOrThrow(WithoutGil([&] { return RecallIndex::Build(space, rows); })));
 }
 
 std::shared_ptr<RecallIndex> Load(const py::object& path, const std::string& digest) {
   const std::string source = PathString(path);
-  Result<std::shared_ptr<const RecallIndex>> result = Status();
-  {
-    py::gil_scoped_release release;
-    result = RecallIndex::Load(source, digest);
-  }
-  return Hold(ValueOrThrow(std::move(result)));
+  return Hold(ValueOrThrow(WithoutGil([&] { return RecallIndex::Load(source, digest); })));
 }
 
 void Save(const RecallIndex& index, const py::object& path) {
   const std::string target = PathString(path);
-  Status status;
-  {
-    py::gil_scoped_release release;
-    status = index.Save(target);
-  }
-  ThrowIfError(status);
+  ThrowIfError(WithoutGil([&] { return index.Save(target); }));
 }
 
 void CheckNode(const RecallIndex& index, int level, int64_t node) {

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <new>
 
 #include "kernels/crc32c.h"
 #include "kernels/gguf_format.h"
@@ -77,29 +78,6 @@ uint8_t* AllocateBytes(size_t size) {
   if (large)
     ::madvise(memory, rounded, MADV_HUGEPAGE);  // fewer page faults; a hint, so its failure is harmless
   return static_cast<uint8_t*>(memory);
-}
-
-// Well-formed UTF-8 (RFC 3629) without NUL: names and texts end up in error messages, and those in protocol
-// buffers and C strings.
-bool IsUtf8(const std::string& text) {
-  const auto* p = reinterpret_cast<const uint8_t*>(text.data());
-  const uint8_t* end = p + text.size();
-  while (p < end) {
-    const uint8_t lead = *p++;
-    if (lead > 0 && lead < 0x80) continue;
-    const int more = lead >= 0xf0 ? 3 : lead >= 0xe0 ? 2 : 1;
-    if (lead < 0xc2 || lead > 0xf4 || end - p < more) return false;
-    const uint8_t low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;  // no overlong forms
-    const uint8_t high = lead == 0xed   ? 0x9f
-                         : lead == 0xf4 ? 0x8f
-                                        : 0xbf;  // no surrogates, nothing above U+10FFFF
-    if (*p < low || *p > high) return false;
-    for (int i = 1; i < more; ++i) {
-      if ((p[i] & 0xc0) != 0x80) return false;
-    }
-    p += more;
-  }
-  return true;
 }
 
 }  // namespace
@@ -224,7 +202,7 @@ class GgufReader {
     std::string key;
     uint32_t type;
     if (!GetString(&key)) return Truncated("metadata key");
-    if (!IsUtf8(key)) return DataLoss("metadata key before byte ", cursor_, ": expected UTF-8");
+    if (!gguf::IsUtf8(key)) return DataLoss("metadata key before byte ", cursor_, ": expected UTF-8");
     if (!Get(&type)) return Truncated("type of metadata '", key, "'");
     GgufValue value;
     GENRECALL_RETURN_IF_ERROR(ParseValue(key, static_cast<ValueType>(type), &value));
@@ -238,7 +216,7 @@ class GgufReader {
     if (type == ValueType::kString) {
       std::string text;
       if (!GetString(&text)) return Truncated("metadata '", key, "'");
-      if (!IsUtf8(text)) return DataLoss("metadata '", key, "': expected UTF-8");
+      if (!gguf::IsUtf8(text)) return DataLoss("metadata '", key, "': expected UTF-8");
       *value = std::move(text);
       return Status();
     }
@@ -352,7 +330,7 @@ class GgufReader {
     std::string name;
     uint32_t rank;
     if (!GetString(&name)) return Truncated("tensor name");
-    if (!IsUtf8(name)) return DataLoss("tensor name before byte ", cursor_, ": expected UTF-8");
+    if (!gguf::IsUtf8(name)) return DataLoss("tensor name before byte ", cursor_, ": expected UTF-8");
     if (!Get(&rank)) return Truncated("tensor '", name, "'");
     if (rank > gguf::kMaxRank)
       return DataLoss("tensor '", name, "': rank ", rank, ", expected 0..", gguf::kMaxRank);
@@ -418,7 +396,11 @@ class GgufReader {
 };
 
 Result<std::shared_ptr<const GgufFile>> GgufFile::Read(const std::string& path, bool require_checksum) {
-  return GgufReader(path).Read(require_checksum);
+  try {
+    return GgufReader(path).Read(require_checksum);
+  } catch (const std::bad_alloc&) {
+    return Status(Code::kResourceExhausted, Cat(path, ": no memory for its metadata"));
+  }
 }
 
 }  // namespace genrecall

@@ -41,8 +41,8 @@ struct GgufTensor {
 class GgufFile {
  public:
   // require_checksum: a file without the trailer is DATA_LOSS. Without it, a missing trailer is accepted (a
-  // user's own GGUF), a wrong one is not. Errors: NOT_FOUND, DATA_LOSS, UNIMPLEMENTED (tensor type), always
-  // with path and place.
+  // user's own GGUF), a wrong one is not. Errors: NOT_FOUND, DATA_LOSS, UNIMPLEMENTED (tensor type),
+  // RESOURCE_EXHAUSTED (no memory), always with path and place.
   static Result<std::shared_ptr<const GgufFile>> Read(const std::string& path, bool require_checksum);
 
   const std::string& path() const { return path_; }
@@ -78,8 +78,8 @@ class GgufWriter {
   // `data` is borrowed until the last call of Write or Checksum.
   void Add(const std::string& name, GgufType type, std::vector<int64_t> shape, const void* data);
   // Writes beside `path`, fsyncs and renames, so that a reader sees the old file or the new one.
-  // INVALID_ARGUMENT: a name twice, a shape of more than 4 or of negative dimensions; NOT_FOUND: no such
-  // folder; else INTERNAL.
+  // INVALID_ARGUMENT: a name twice, a name or text that is not UTF-8, a shape of more than 4 or of negative
+  // dimensions; NOT_FOUND: no such folder; else INTERNAL.
   Status Write(const std::string& path) const;
   // What GgufFile::checksum will be of the file that Write makes.
   Result<uint32_t> Checksum() const;

@@ -1,7 +1,29 @@
-// Typed access to the metadata and tensors of a GgufFile.
+// Typed access to the metadata and tensors of a GgufFile; the rule for its texts.
 #include "kernels/gguf.h"
+#include "kernels/gguf_format.h"
 
 namespace genrecall {
+
+bool gguf::IsUtf8(const std::string& text) {
+  const auto* p = reinterpret_cast<const uint8_t*>(text.data());
+  const uint8_t* end = p + text.size();
+  while (p < end) {
+    const uint8_t lead = *p++;
+    if (lead > 0 && lead < 0x80) continue;
+    const int more = lead >= 0xf0 ? 3 : lead >= 0xe0 ? 2 : 1;
+    if (lead < 0xc2 || lead > 0xf4 || end - p < more) return false;
+    const uint8_t low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;  // no overlong forms
+    const uint8_t high = lead == 0xed   ? 0x9f
+                         : lead == 0xf4 ? 0x8f
+                                        : 0xbf;  // no surrogates, nothing above U+10FFFF
+    if (*p < low || *p > high) return false;
+    for (int i = 1; i < more; ++i) {
+      if ((p[i] & 0xc0) != 0x80) return false;
+    }
+    p += more;
+  }
+  return true;
+}
 
 namespace {
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace genrecall {
 namespace gguf {
@@ -24,6 +25,10 @@ inline constexpr uint64_t kLeastTensorBytes = 8 + 4 + 0 + 4 + 8;  // empty name,
 inline constexpr char kTrailerMagic[] = "GRCKSUM1";
 inline constexpr uint64_t kTrailerMagicBytes = 8;
 inline constexpr uint64_t kTrailerBytes = 16;
+
+// Well-formed UTF-8 (RFC 3629) without NUL: names and texts end up in error messages, and those in protocol
+// buffers and C strings.
+bool IsUtf8(const std::string& text);
 
 enum class ValueType : uint32_t {
   kUint8 = 0,

@@ -147,6 +147,7 @@ void GgufWriter::Add(const std::string& name, GgufType type, std::vector<int64_t
 Status GgufWriter::Validate() const {
   std::set<std::string> names;
   for (const Entry& e : entries_) {
+    if (!gguf::IsUtf8(e.name)) return InvalidArgument("tensor ", names.size(), "'s name: expected UTF-8");
     if (!names.insert(e.name).second) return InvalidArgument("tensor '", e.name, "' was added twice");
     if (e.shape.size() > gguf::kMaxRank) {
       return InvalidArgument("tensor '", e.name, "' has rank ", e.shape.size(), ": expected 0..",
@@ -155,6 +156,13 @@ Status GgufWriter::Validate() const {
     if (GgufTypeSize(e.type) == 0) return InvalidArgument("tensor '", e.name, "': unknown type");
     for (int64_t dim : e.shape) {
       if (dim < 0) return InvalidArgument("tensor '", e.name, "' has dimension ", dim, ": expected >= 0");
+    }
+  }
+  for (const auto& [key, value] : metadata_) {
+    if (!gguf::IsUtf8(key)) return InvalidArgument("metadata key: expected UTF-8");
+    const std::string* text = std::get_if<std::string>(&value);
+    if (text != nullptr && !gguf::IsUtf8(*text)) {
+      return InvalidArgument("metadata '", key, "': expected UTF-8 without NUL");
     }
   }
   if (metadata_.count(gguf::kAlignmentKey) > 0) {

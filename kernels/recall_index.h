@@ -24,6 +24,7 @@ namespace genrecall {
 
 inline constexpr int kMaxLevels = 8;
 inline constexpr int kMaxLevelSize = 65535;
+inline constexpr int kMaxFacets = 1024;
 inline constexpr uint32_t kNoNode = 0xffffffffu;
 
 // The shape of the codes, and the name (digest) of codebooks + token table they belong to.
@@ -45,7 +46,8 @@ struct CatalogueRows {
 class RecallIndex {
  public:
   // Errors (INVALID_ARGUMENT, with the row): duplicate item id, negative id, code out of range, weight not
-  // finite, no rows, more than 2^32 - 2 rows, level sizes out of bounds.
+  // finite, no rows, more than 2^32 - 2 rows, level sizes out of bounds, more than kMaxFacets
+  // facets, a facet < -1, a digest that is not UTF-8. RESOURCE_EXHAUSTED: no memory.
   static Result<std::shared_ptr<const RecallIndex>> Build(const SidSpace& space, const CatalogueRows& rows);
 
   // Reads a file written by Save into private memory, verifies length and checksum, then every bound, then

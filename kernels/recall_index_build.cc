@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <numeric>
 
 #include "kernels/recall_index.h"
@@ -66,8 +67,8 @@ Status CheckRows(const SidSpace& space, const CatalogueRows& rows) {
   if (rows.num_items < 1 || rows.num_items > kMaxItems) {
     return InvalidArgument("the catalogue has ", rows.num_items, " rows: expected 1..", kMaxItems);
   }
-  if (rows.num_facets < 0 || (rows.num_facets > 0 && rows.facets == nullptr)) {
-    return InvalidArgument("num_facets = ", rows.num_facets, ": expected >= 0, with facets when > 0");
+  if (rows.num_facets < 0 || rows.num_facets > kMaxFacets) {
+    return InvalidArgument("num_facets = ", rows.num_facets, ": expected 0..", kMaxFacets);
   }
   const size_t levels = space.level_sizes.size();
   for (int64_t i = 0; i < rows.num_items; ++i) {
@@ -238,7 +239,11 @@ std::vector<uint32_t> HeaviestItems(const RecallIndex& index) {
 Result<std::shared_ptr<const RecallIndex>> RecallIndex::Build(const SidSpace& space,
                                                               const CatalogueRows& rows) {
   GENRECALL_RETURN_IF_ERROR(CheckRows(space, rows));
-  return RecallIndexBuilder(space, rows).Build();
+  try {
+    return RecallIndexBuilder(space, rows).Build();
+  } catch (const std::bad_alloc&) {
+    return Status(Code::kResourceExhausted, Cat("no memory for an index of ", rows.num_items, " items"));
+  }
 }
 
 }  // namespace genrecall

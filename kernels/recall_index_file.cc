@@ -6,6 +6,7 @@
 #include <cmath>
 #include <deque>
 #include <limits>
+#include <new>
 
 #include "kernels/gguf.h"
 
@@ -157,9 +158,8 @@ class RecallIndexFile::Loader {
     if (items.value() < 1 || items.value() >= int64_t{kNoNode}) {
       return DataLoss(kNumItemsKey, " = ", items.value(), ": expected 1..", kNoNode - 1);
     }
-    if (facets.value() < 0 || facets.value() > std::numeric_limits<int16_t>::max()) {
-      return DataLoss(kNumFacetsKey, " = ", facets.value(), ": expected 0..",
-                      std::numeric_limits<int16_t>::max());
+    if (facets.value() < 0 || facets.value() > kMaxFacets) {
+      return DataLoss(kNumFacetsKey, " = ", facets.value(), ": expected 0..", kMaxFacets);
     }
     index_->space_ = {std::move(level_sizes), digest.value()};
     num_items_ = static_cast<size_t>(items.value());
@@ -364,7 +364,11 @@ Result<std::shared_ptr<const RecallIndex>> RecallIndexFile::Load(const std::stri
                                                                  const std::string& expected_digest) {
   Result<std::shared_ptr<const GgufFile>> file = GgufFile::Read(path, /*require_checksum=*/true);
   GENRECALL_RETURN_IF_ERROR(file.status());
-  return Loader(std::move(file.value()), expected_digest).Load();
+  try {
+    return Loader(std::move(file.value()), expected_digest).Load();
+  } catch (const std::bad_alloc&) {
+    return Status(Code::kResourceExhausted, Cat(path, ": no memory to load it"));
+  }
 }
 
 Status RecallIndexFile::Save(const RecallIndex& index, const std::string& path) {

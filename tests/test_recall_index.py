@@ -208,6 +208,8 @@ GOOD = {"level_sizes": [3, 4], "item_id": [5, 6, 7], "codes": [[0, 0], [1, 1], [
         ({"weight": ["a", "b", "c"]}, "weight: expected numbers, got dtype <U1"),
         ({"facets": [[1], [-2], [1]]}, r"facets\[1, 0\] = -2: expected >= -1 \(item_id 6\)"),
         ({"facets": [[1], [2], [40000]]}, r"facets has value 40000: expected -32768\.\.32767"),
+        ({"facets": np.zeros((3, 1025), int)}, r"num_facets = 1025: expected 0\.\.1024"),
+        ({"sid_space_digest": "a\0b"}, "'genrecall.sid_space_digest': expected UTF-8 without NUL"),
         ({"facets": [[1], [2]]}, r"facets has shape \[2, 1\]: expected \[N, F\], N = 3"),
         ({"level_sizes": []}, r"level_sizes has 0 levels: expected 1\.\.8"),
         ({"level_sizes": [1] * 9}, r"level_sizes has 9 levels: expected 1\.\.8"),

@@ -3,4 +3,33 @@
 import os
 import sys
 
+import pytest
+
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A tiny_model.TinyModel, shared by all tests: not to be written to."""
+    import tiny_model
+
+    return tiny_model.make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def exported(tiny, tmp_path_factory):
+    """The tiny model exported in float32 with the defaults of `tiny_model.OPTIONS`: DIR/1."""
+    import tiny_model
+    from genrecall.graphs.export import export
+    from genrecall.graphs.options import RecallOptions
+
+    output = tmp_path_factory.mktemp("exported") / "shop"
+    return export(
+        tiny.checkpoint,
+        tiny.index,
+        output,
+        dtype="float32",
+        options=RecallOptions(**tiny_model.OPTIONS),
+        engine={"num_threads": 1},
+        report=lambda line: None,
+    )

@@ -19,6 +19,7 @@ NUM_FACETS = 2
 FIRST_ITEM = 1000  # item ids are not positions
 REQUEST_TIME = 1_750_000_000
 MAX_EVENTS = 16
+OPTIONS = {"num_items": 20, "beam_width": 8, "max_beam_width": 64, "deadline_ms": 0}
 
 SPEC = {
     "format_version": 1,
@@ -157,11 +158,12 @@ def random_users(model, count, *, seed=0, max_behaviors=24, max_exclude=4):
 
 def _tokenizer(level_sizes):
     """A byte-level tokenizer with the SID tokens added; and the token id of each (level, code)."""
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>"])
     names = [[f"<{chr(97 + lv)}_{c}>" for c in range(n)] for lv, n in enumerate(level_sizes)]
     tokenizer.add_tokens([AddedToken(n, normalized=False) for level in names for n in level])

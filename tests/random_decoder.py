@@ -1,10 +1,12 @@
 """Small random checkpoints and catalogues, and their brute-force answers by Hugging Face models."""
 
+import itertools
 import pathlib
 
 import numpy as np
 from genrecall import kernels
 from genrecall.kernels.prompt_spec import SidSpace
+from genrecall.trtllm_bridge import Engine, checkpoint
 
 
 def make_checkpoint(
@@ -67,6 +69,47 @@ def make_checkpoint(
     token_ids = np.split(order[: sum(level_sizes)], np.cumsum(level_sizes)[:-1])
     write_sid_space(folder, level_sizes, token_ids)
     return model, token_ids
+
+
+class Decoder:
+    """A random checkpoint, its Hugging Face model and its engine."""
+
+    def __init__(self, folder, dtype="float32", **config):
+        self.model, self.token_ids = make_checkpoint(folder, **config)
+        self.path = folder / f"{dtype}.gguf"
+        checkpoint.convert(folder, self.path, dtype)
+        self.engine = Engine(self.path)
+        self.vocab = self.engine.vocab_size
+
+    def prompt(self, tokens, seed=0):
+        return (
+            np.random.default_rng([seed, tokens]).integers(0, self.vocab, tokens).astype(np.int32)
+        )
+
+    def hf_logits(self, prompt):
+        import torch
+
+        with torch.no_grad():
+            return self.model(torch.from_numpy(np.int64(prompt))[None]).logits[0].numpy()
+
+
+def decode(engine, prompt, index, **options):
+    """One request's arrays, without the batch dimension."""
+    out = engine.decode(prompt[None], [len(prompt)], index, **options)
+    return {name: value[0] for name, value in out.items()}
+
+
+def same_bytes(a, b):
+    arrays = ("sids", "score", "step_score", "user_state")
+    return a["beams"] == b["beams"] and all(a[k].tobytes() == b[k].tobytes() for k in arrays)
+
+
+_queue_sizes = itertools.count(1000)
+
+
+def own_engine(decoder, **options):
+    """An engine that nobody else holds: engines with the same options are shared."""
+    return Engine(decoder.path, **{"max_queue": next(_queue_sizes), **options})
 
 
 def write_sid_space(folder, level_sizes, token_ids):

@@ -189,5 +189,5 @@ def test_a_logit_that_is_not_a_number_is_an_error(value):
 
 def test_unknown_normalization_is_refused():
     index, _ = random_trie((4,), 4, seed=12)
-    with pytest.raises(ValueError, match="normalize = 'softmax': expected level|legal|vocab"):
+    with pytest.raises(ValueError, match=r"normalize = 'softmax': expected level\|legal\|vocab"):
         _engine.beam_search(index, 5, table((4,), seed=1), normalize="softmax")

@@ -20,7 +20,7 @@ struct AttentionKernel {
   void (*beams)(const BeamAttentionArgs& args, int kv_head, int first_beam, int last_beam);
 };
 
-extern const AttentionKernel kScalarAttention, kAvx2Attention, kAvx512Attention;
+extern const AttentionKernel kScalarAttention, kAvx2Attention, kAvx512Attention, kAmxAttention;
 
 void RunPrefillAttention(const AttentionKernel& kernel, const PrefillAttentionArgs& args, ThreadPool* pool);
 void RunBeamAttention(const AttentionKernel& kernel, const BeamAttentionArgs& args, ThreadPool* pool);

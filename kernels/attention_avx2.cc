@@ -1,9 +1,10 @@
 #include "kernels/simd_avx2.h"
 //
 #include "kernels/attention_simd.h"
+#include "kernels/query_block_simd.h"
 
 namespace genrecall {
 
-const AttentionKernel kAvx2Attention = {Prefill, Beams};
+const AttentionKernel kAvx2Attention = {Prefill<QueryBlock>, Beams<QueryBlock>};
 
 }  // namespace genrecall

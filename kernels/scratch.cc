@@ -16,7 +16,7 @@ struct Buffer {
   int64_t bytes = 0;
 };
 
-thread_local Buffer buffers[2];
+thread_local Buffer buffers[3];
 
 }  // namespace
 

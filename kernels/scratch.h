@@ -6,11 +6,12 @@
 
 namespace genrecall {
 
-// Independent areas: asking for one again may move it, and leaves the other alone.
+// Independent areas: asking for one again may move it, and leaves the others alone.
 enum class ScratchArea : int {
-  kShared = 0,
-  kTask = 1
-};  // handed to other threads by a ParallelFor; a range's own
+  kShared = 0,  // handed to other threads by a ParallelFor
+  kTask = 1,    // of one range of a ParallelFor
+  kTiles = 2,   // the same, for what AMX needs besides
+};
 
 // At least `bytes` bytes, 64-byte aligned, of this thread's area; contents unspecified.
 void* ThreadScratch(ScratchArea area, int64_t bytes);

@@ -46,15 +46,16 @@ inline __mmask16 FirstLanes(int count) { return static_cast<__mmask16>((1u << co
 
 inline Vec Widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
 
-// Round to nearest even; NaN stays NaN, as ToBf16.
-inline __m256i Narrow(Vec x) {
+// The nearest bf16 numbers in the upper halves, the lower ones 0. Ties to even; NaN stays NaN, as ToBf16.
+inline __m512i RoundToBf16(Vec x) {
   const __m512i u = _mm512_castps_si512(x);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
   __m512i rounded = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
   rounded = _mm512_mask_or_epi32(rounded, nan, u, _mm512_set1_epi32(0x400000));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+  return _mm512_and_si512(rounded, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
 }
+inline __m256i Narrow(Vec x) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(RoundToBf16(x), 16)); }
 
 [[maybe_unused]] inline Vec Load(const bf16* p) {
   return Widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));

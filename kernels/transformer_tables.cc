@@ -36,7 +36,7 @@ const TransformerOps* TransformerOpsFor(CpuIsa isa) {
   static const TransformerOps avx2 = MakeTable<kAvx2Gemm, kAvx2RowKernels, kAvx2Attention>(CpuIsa::kAvx2);
   static const TransformerOps avx512 =
       MakeTable<kAvx512Gemm, kAvx512RowKernels, kAvx512Attention>(CpuIsa::kAvx512);
-  static const TransformerOps amx = MakeTable<kAmxGemm, kAvx512RowKernels, kAvx512Attention>(CpuIsa::kAmx);
+  static const TransformerOps amx = MakeTable<kAmxGemm, kAvx512RowKernels, kAmxAttention>(CpuIsa::kAmx);
   switch (isa) {
     case CpuIsa::kScalar:
       return &scalar;

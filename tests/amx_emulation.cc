@@ -1,9 +1,11 @@
-// C doors to the AMX gemm and to one tile product, for tests/test_amx_emulation.py: compiled with
+// C doors to the AMX kernels and to one tile product, for tests/test_amx_emulation.py: compiled with
 // -DGENRECALL_EMULATE_AMX.
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
 #include "kernels/amx_tile.h"
+#include "kernels/attention.h"
 #include "kernels/gemm.h"
 #include "kernels/thread_pool.h"
 
@@ -14,6 +16,25 @@ std::vector<bf16> ToBf16Vector(const float* x, int64_t size) {
   std::vector<bf16> y(size);
   for (int64_t i = 0; i < size; ++i) y[i] = ToBf16(x[i]);
   return y;
+}
+
+// A bf16 sequence's pages; what is not written holds NaN, so that reading it shows.
+struct Pages {
+  Pages(const float* k_rows, const float* v_rows, int tokens, int kv_heads, int dim) {
+    for (int first = 0; first < tokens; first += kPageTokens) {
+      for (auto* pages : {&k, &v}) pages->emplace_back(kv_heads * kPageTokens * dim, ToBf16(NAN));
+    }
+    for (auto& page : k) k_pointers.push_back(page.data());
+    for (auto& page : v) v_pointers.push_back(page.data());
+    KvAppend(DType::kBF16, k_rows, v_rows, int64_t{kv_heads} * dim, tokens, kv_heads, dim, 0, view());
+  }
+  KvPages view() const { return {k_pointers.data(), v_pointers.data()}; }
+  std::vector<std::vector<bf16>> k, v;
+  std::vector<void*> k_pointers, v_pointers;
+};
+
+void CopyOut(const std::vector<bf16>& from, float* to) {
+  for (size_t i = 0; i < from.size(); ++i) to[i] = ToFloat(from[i]);
 }
 
 }  // namespace
@@ -52,4 +73,55 @@ EXPORT void genrecall_tile_dot(const uint16_t* a, const uint16_t* b, float* c) {
   TileLoad<2>(b, 64);
   TileDot<0, 1, 2>();
   TileStore<0>(c, 64);
+}
+
+// heads: q_heads, kv_heads, head_dim. q [n, q_heads, d]; k, v [first_position + n, kv_heads, d]; out [n,
+// q_heads * d].
+EXPORT void genrecall_amx_prefill(const int32_t* heads, const float* q, const float* k, const float* v, int n,
+                                  int first_position, float scale, float* out, int threads) {
+  using namespace genrecall;
+  ThreadPool pool(threads);
+  const Pages pages(k, v, first_position + n, heads[1], heads[2]);
+  std::vector<bf16> result(static_cast<size_t>(n) * heads[0] * heads[2]);
+  PrefillAttentionArgs args{
+      DType::kBF16,   heads[0],     heads[1],     heads[2], scale, q, int64_t{heads[0]} * heads[2], n,
+      first_position, pages.view(), result.data()};
+  RunPrefillAttention(kAmxAttention, args, &pool);
+  CopyOut(result, out);
+}
+
+// sizes: beams, prompt tokens, tail tokens. q [beams, q_heads, d]; k, v [prompt, kv_heads, d]; tail_k, tail_v
+// [tail, beams, kv_heads, d]; ancestor [tail, beams].
+EXPORT void genrecall_amx_beams(const int32_t* heads, const int32_t* sizes, const float* q, const float* k,
+                                const float* v, const float* tail_k, const float* tail_v,
+                                const int32_t* ancestor, float scale, float* out, int threads) {
+  using namespace genrecall;
+  ThreadPool pool(threads);
+  const int beams = sizes[0], tail = sizes[2];
+  const Pages pages(k, v, sizes[1], heads[1], heads[2]);
+  const int64_t row = int64_t{beams} * heads[1] * heads[2];
+  const std::vector<bf16> own_k = ToBf16Vector(tail_k, tail * row), own_v = ToBf16Vector(tail_v, tail * row);
+  std::vector<const void*> k_rows, v_rows;
+  for (int j = 0; j < tail; ++j) {
+    k_rows.push_back(own_k.data() + j * row);
+    v_rows.push_back(own_v.data() + j * row);
+  }
+  std::vector<bf16> result(static_cast<size_t>(beams) * heads[0] * heads[2]);
+  BeamAttentionArgs args{DType::kBF16,
+                         heads[0],
+                         heads[1],
+                         heads[2],
+                         scale,
+                         q,
+                         int64_t{heads[0]} * heads[2],
+                         beams,
+                         sizes[1],
+                         pages.view(),
+                         tail,
+                         k_rows.data(),
+                         v_rows.data(),
+                         ancestor,
+                         result.data()};
+  RunBeamAttention(kAmxAttention, args, &pool);
+  CopyOut(result, out);
 }

@@ -1,6 +1,6 @@
-"""The AMX gemm on emulated tiles: the kernel's own source, compiled with -DGENRECALL_EMULATE_AMX.
+"""The AMX kernels on emulated tiles: their own source, compiled with -DGENRECALL_EMULATE_AMX.
 
-On a machine with AMX, test_numeric_kernels.py runs the same kernel on the real tiles; this file
+On a machine with AMX, test_numeric_kernels.py runs the same kernels on the real tiles; this file
 shows that what surrounds the tile instructions is right on every machine with AVX-512.
 """
 
@@ -18,6 +18,9 @@ n = _kernels._numeric
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [
     "tests/amx_emulation.cc",
+    "kernels/attention.cc",
+    "kernels/attention_amx.cc",
+    "kernels/attention_avx512.cc",
     "kernels/gemm_amx.cc",
     "kernels/gemm_avx512.cc",
     "kernels/gemm.cc",
@@ -30,7 +33,7 @@ def build(folder):
     """Compiles the emulation with the flags of build_defs.bzl, AVX-512 around the tiles."""
     scope = {}
     exec((ROOT / "build_defs.bzl").read_text(), scope)
-    flags = scope["GENRECALL_COPTS"] + scope["isa_copts"]("x_avx512.cc")
+    flags = scope["GENRECALL_COPTS"] + scope["isa_copts"]("x_avx512.cc") + ["-O1"]
     compiler = shlex.split(os.environ.get("CXX", "g++"))
     objects = []
     for source in SOURCES:
@@ -190,3 +193,103 @@ def test_float32_is_what_avx512_gives(emulation):
     x, w = normal(1, 9, 100), normal(2, 90, 100)
     expected = n.gemm("avx512", n.Tensor(x, "float32"), n.Tensor(w, "float32"))
     assert same_bits(amx_gemm(emulation, x, w, dtype="float32"), expected)
+
+
+HEADS = [(1, 1, 8), (4, 2, 16), (14, 2, 64), (3, 3, 80), (4, 1, 128), (6, 2, 12)]
+
+
+def int32(*values):
+    return np.array(values, np.int32)
+
+
+def prefill(library, q, k, v, first_position, scale, threads=1):
+    out = np.empty((q.shape[0], q.shape[1] * q.shape[2]), np.float32)
+    q, k, v = (np.ascontiguousarray(x) for x in (q, k, v))
+    library.genrecall_amx_prefill(
+        pointer(int32(q.shape[1], k.shape[1], q.shape[2]), ctypes.c_int32),
+        pointer(q),
+        pointer(k),
+        pointer(v),
+        q.shape[0],
+        first_position,
+        ctypes.c_float(scale),
+        pointer(out),
+        threads,
+    )
+    return out
+
+
+@pytest.mark.parametrize("q_heads,kv_heads,dim", HEADS)
+@pytest.mark.parametrize("tokens", [1, 64, 65, 150])
+def test_prefill_attention_matches_scalar(emulation, q_heads, kv_heads, dim, tokens):
+    q = normal(1, tokens, q_heads, dim)
+    k, v = normal(2, tokens, kv_heads, dim), normal(3, tokens, kv_heads, dim)
+    scale = dim**-0.5
+    expected = n.prefill_attention("scalar", "bfloat16", q, k, v, 0, scale)
+    assert_close(prefill(emulation, q, k, v, 0, scale, threads=2), expected, 2.0**-8)
+
+
+@pytest.mark.parametrize("q_heads,kv_heads,dim", [(4, 2, 16), (3, 3, 20), (14, 2, 64)])
+def test_prefill_does_not_depend_on_chunks_or_threads(emulation, q_heads, kv_heads, dim):
+    tokens, scale = 150, 0.2
+    q = normal(1, tokens, q_heads, dim)
+    k, v = normal(2, tokens, kv_heads, dim), normal(3, tokens, kv_heads, dim)
+    whole = prefill(emulation, q, k, v, 0, scale)
+    assert same_bits(prefill(emulation, q, k, v, 0, scale, threads=3), whole)
+    for chunk in (17, 64, 100):
+        for first in range(0, tokens, chunk):
+            last = min(first + chunk, tokens)
+            part = prefill(emulation, q[first:last], k[:last], v[:last], first, scale, threads=2)
+            assert same_bits(part, whole[first:last]), (chunk, first)
+
+
+def beam_inputs(beams, prompt, tail, q_heads, kv_heads, dim):
+    ancestor = np.random.default_rng(7).integers(0, beams, (tail, beams)).astype(np.int32)
+    return {
+        "q": normal(1, beams, q_heads, dim),
+        "k": normal(2, prompt, kv_heads, dim),
+        "v": normal(3, prompt, kv_heads, dim),
+        "tail_k": normal(4, tail, beams, kv_heads, dim),
+        "tail_v": normal(5, tail, beams, kv_heads, dim),
+        "ancestor": ancestor,
+    }
+
+
+def beam_attention(library, inputs, scale, threads=1):
+    q, k = inputs["q"], inputs["k"]
+    out = np.empty((q.shape[0], q.shape[1] * q.shape[2]), np.float32)
+    library.genrecall_amx_beams(
+        pointer(int32(q.shape[1], k.shape[1], q.shape[2]), ctypes.c_int32),
+        pointer(int32(q.shape[0], k.shape[0], len(inputs["tail_k"])), ctypes.c_int32),
+        *(pointer(inputs[name]) for name in ("q", "k", "v", "tail_k", "tail_v")),
+        pointer(inputs["ancestor"], ctypes.c_int32),
+        ctypes.c_float(scale),
+        pointer(out),
+        threads,
+    )
+    return out
+
+
+@pytest.mark.parametrize("q_heads,kv_heads,dim", HEADS)
+@pytest.mark.parametrize("beams,prompt,tail", [(1, 1, 1), (5, 64, 2), (9, 150, 3), (33, 70, 8)])
+def test_beam_attention_matches_scalar(emulation, q_heads, kv_heads, dim, beams, prompt, tail):
+    inputs, scale = beam_inputs(beams, prompt, tail, q_heads, kv_heads, dim), dim**-0.5
+    expected = n.beam_attention("scalar", "bfloat16", **inputs, scale=scale)
+    assert_close(beam_attention(emulation, inputs, scale, threads=2), expected, 2.0**-8)
+
+
+def test_beams_do_not_depend_on_each_other(emulation):
+    inputs = beam_inputs(40, 130, 1, 6, 2, 24)
+    whole = beam_attention(emulation, inputs, 0.2)
+    assert same_bits(beam_attention(emulation, inputs, 0.2, threads=3), whole)
+    order = np.random.default_rng(3).permutation(40)
+    some = {**inputs, "q": inputs["q"][order], "ancestor": inputs["ancestor"][:, order].copy()}
+    assert same_bits(beam_attention(emulation, some, 0.2, threads=2), whole[order])
+
+
+def test_attention_keeps_float32_accuracy_before_it_rounds(emulation):
+    """Queries and weights are two bf16 numbers each: nearly all outputs round as scalar's do."""
+    q, k, v = (normal(s, 150, 2, 64) for s in (1, 2, 3))
+    expected = n.prefill_attention("scalar", "bfloat16", q, k, v, 0, 0.125)
+    actual = prefill(emulation, q, k, v, 0, 0.125)
+    assert (actual != expected).mean() < 0.01

@@ -45,7 +45,10 @@ def main(args: argparse.Namespace) -> int:
     if args.user is not None and not args.data:
         raise ValueError("--user needs --data: the folder that has the user's behaviours")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from genrecall.serving.client import Client
+    from genrecall.serving.quiet import quiet_stderr
+
+    with quiet_stderr():
+        from genrecall.serving.client import Client
     from genrecall.serving.errors import ServingError
     from genrecall.training.data import read_data
 

@@ -15,4 +15,5 @@ Knows no recall: it serves any SavedModel, as tensorflow_model_server does. The 
     model_server  all of these as one object
     server        the `genrecall serve` command
     client        a reusable client
+    quiet         keeps TensorFlow's chatter off a command's output
 """

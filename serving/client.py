@@ -147,11 +147,15 @@ def _array(name: str, value, info: meta_graph_pb2.TensorInfo | None) -> np.ndarr
     if wanted == tf.string:
         return np.asarray(value, dtype=object)
     array = np.asarray(value)
-    result = array.astype(wanted.as_numpy_dtype) if array.dtype.kind in "biuf" else None
-    exact = array.dtype.kind == "f" or result is None or np.array_equal(result, array)
-    if result is None or not exact or (array.dtype.kind == "f" and not wanted.is_floating):
-        raise ValueError(f"input {name!r}: {value!r} does not fit dtype {wanted.name}")
-    return result
+    if not array.size:
+        return array.astype(wanted.as_numpy_dtype)
+    if array.dtype.kind == "f" and wanted.is_floating:
+        return array.astype(wanted.as_numpy_dtype)  # rounding is what one expects
+    if array.dtype.kind in "biu":
+        result = array.astype(wanted.as_numpy_dtype)
+        if np.array_equal(result, array):
+            return result
+    raise ValueError(f"input {name!r}: {value!r} does not fit dtype {wanted.name}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 
 import grpc
 import numpy as np
@@ -15,6 +16,7 @@ from genrecall.serving.client import (
     semantic_id_text,
 )
 from genrecall.serving.errors import ServingError
+from genrecall.serving.quiet import quiet_stderr
 from running_server import Running
 from toy_model import export
 
@@ -258,3 +260,14 @@ def test_query_of_another_model_prints_its_outputs(tmp_path, capsys):
         assert (status, out) == (0, "y [2]: [1.5, 2.5]\n")
     finally:
         running.stop()
+
+
+def test_quiet_stderr_shows_what_was_held_back_only_after_a_failure(capfd):
+    with quiet_stderr():
+        os.write(2, b"chatter\n")
+    assert capfd.readouterr().err == ""
+    with pytest.raises(ImportError), quiet_stderr():
+        os.write(2, b"the reason\n")
+        raise ImportError
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "the reason\nafter\n"

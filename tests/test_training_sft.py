@@ -146,11 +146,15 @@ def test_codes_that_mean_alike_start_alike(shop):
 # --- samples --------------------------------------------------------------------------------------
 
 
-def test_labels_are_the_codes_that_follow_in_the_prompt(shop, tmp_path):
+@pytest.mark.parametrize("separator", ["", ";"])
+def test_labels_are_the_codes_that_follow_in_the_prompt(shop, tmp_path, separator):
     data, sids, _ = shop
     spec = prompts.default_spec(data)
+    spec["behaviors"]["separator"] = separator
     _, tokenizer, space = decoder(shop, spec)
-    maker = maker_of(shop, spec, tokenizer, space, tmp_path)
+    gap = len(separator)  # one token a character at most
+    maker = maker_of(shop, spec, tokenizer, space, tmp_path, separator_tokens=gap)
+    assert spec["behaviors"]["action_text"]["conversion"]
     codes = {int(i): c.tolist() for i, c in zip(sids.item_id, sids.codes, strict=True)}
     made = maker.make(np.array([0, 3, 5]), np.array([4, 2, 1]))
     for s, (user, end) in enumerate([(0, 4), (3, 2), (5, 1)]):
@@ -168,9 +172,10 @@ def test_labels_are_the_codes_that_follow_in_the_prompt(shop, tmp_path):
             for level in range(1, 3):
                 assert own[position[level]] == space.token_ids[level - 1][code[level - 1]]
                 assert own[position[level] + 1] == space.token_ids[level][code[level]]
-        # The response is asked where the prompt ends.
+        # The response is asked where the prompt ends, and so is each event before it: after the
+        # one before, never after its own action's text, which stands before some of them.
         assert at[-1].tolist() == [len(own) - 4, len(own) - 3, len(own) - 2]
-        assert (np.diff(at[:, 0]) >= 3).all()
+        assert (at[1:, 0] == at[:-1, 2] + 1 + gap).all()
 
 
 def test_without_history_loss_only_the_response_is_a_target(shop, tmp_path):

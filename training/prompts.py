@@ -37,7 +37,7 @@ def default_spec(data, recent_events=24, long_term_events=32, block=8):
                 "separator": ",",
             }
         )
-    segments += [{"kind": "long_term", "prefix": ""}, {"kind": "recent", "prefix": " recent:"}]
+    segments += [{"kind": "long_term", "prefix": ""}, {"kind": "recent", "prefix": ""}]
     return {
         "format_version": 1,
         "features": features,

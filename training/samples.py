@@ -64,11 +64,15 @@ class SampleMaker:
       prompt: kernels.Prompt.
       index: kernels.RecallIndex that knows every item of the lines.
       profiles: user id -> {feature: value}.
-      history_loss: targets inside the prompt too.
       spec: kernels.prompt_spec.PromptSpec of the prompt.
+      history_loss: targets inside the prompt too.
+      separator_tokens: how many tokens the spec's separator is.
     """
 
-    def __init__(self, lines, visible, prompt, index, profiles, spec, history_loss=True):
+    def __init__(
+        self, lines, visible, prompt, index, profiles, spec, history_loss=True, separator_tokens=0
+    ):
+        self.separator_tokens = separator_tokens
         self.lines, self.visible, self.prompt, self.index = lines, visible, prompt, index
         self.profiles = profiles
         self.history_loss = history_loss
@@ -160,42 +164,45 @@ class SampleMaker:
         return columns
 
     def _make_block(self, users, ends):
-        prompt_tokens, length = self.prompts(users, ends)
+        """(tokens flat, length of each sample, at, code, targets of each sample) of one block."""
+        tokens, length = self._with_response(users, ends)
         levels = len(self.level_sizes)
+        inside = np.arange(tokens.shape[1]) < length[:, None]
+        starts = (self.level_of[np.minimum(tokens, len(self.level_of) - 1)] == 0) & inside
+        # How many events start at or after each token: 1 at the response.
+        remaining = starts[:, ::-1].cumsum(axis=1)[:, ::-1]
+        wanted = starts & (remaining <= (self.reach + 1 if self.history_loss else 1))
+        wanted[:, 0] = False  # nothing stands before it
+        row, column = np.nonzero(wanted)
+        code = self.code_of[tokens[row[:, None], column[:, None] + np.arange(levels)]]
+        at = column[:, None] - 1 + np.arange(levels)
+        at[:, 0] = self._asked_at(starts)[row, column]
+        counts = wanted.sum(axis=1)
+        return tokens[inside], length, at.astype(np.int32), code, counts
+
+    def _asked_at(self, starts):
+        """Where an event that starts at [row, column] is asked for: int64 like `starts`.
+
+        Serving asks where a prompt ends: after the event before and its separator. So is an event
+        in the history, not after its own action's text, which would tell what was done before what
+        it was done to. A prompt's first event is asked for at the token before it.
+        """
+        columns = np.arange(starts.shape[1])
+        last = np.maximum.accumulate(np.where(starts, columns, -1), axis=1)
+        before = np.concatenate([np.full((len(starts), 1), -1), last[:, :-1]], axis=1)
+        after_it = before + len(self.level_sizes) - 1 + self.separator_tokens
+        return np.where(before >= 0, after_it, np.maximum(columns - 1, 0))
+
+    def _with_response(self, users, ends):
+        """(tokens int32 [B, P + L], length int64 [B]): prompts with the SID tokens of event
+        ends[i] after them.
+        """
+        prompt, length = self.prompts(users, ends)
+        rows, levels = len(users), len(self.level_sizes)
         response = self.lines.item[self.lines.begin[users] + ends]
         codes = np.asarray(self.index.lookup(response)[0])
-        columns = np.stack(
-            [np.asarray(ids)[codes[:, level]] for level, ids in enumerate(self.prompt.token_ids)],
-            axis=1,
-        )
-        tokens, at, code, counts = [], [], [], []
-        for row in range(len(users)):
-            own = np.concatenate([prompt_tokens[row, : length[row]], columns[row]]).astype(np.int32)
-            starts = np.flatnonzero(self.level_of[np.minimum(own, len(self.level_of) - 1)] == 0)
-            starts = self._targets(own, starts)
-            position = starts[:, None] + np.arange(levels)
-            tokens.append(own)
-            code.append(self.code_of[own[position]])
-            position = position - 1
-            # The first code is predicted from the token after which serving would ask: not from an
-            # action's text, which only stands before an event that has happened.
-            position[:, 0] = np.maximum(position[:, 0], 0)
-            at.append(position.astype(np.int32))
-            counts.append(len(starts))
-        lengths = [len(t) for t in tokens]
-        return (
-            np.concatenate(tokens),
-            np.array(lengths),
-            np.concatenate(at),
-            np.concatenate(code),
-            np.array(counts),
-        )
-
-    def _targets(self, own, starts):
-        """Which of the events that start at `starts` are targets: the response, and the history
-        within reach that something precedes (a prompt's first event is predicted from the profile
-        alone, as an empty history is)."""
-        if not self.history_loss:
-            return starts[-1:]
-        starts = starts[-(self.reach + 1) :]
-        return starts[starts >= 1]
+        tokens = np.zeros((rows, prompt.shape[1] + levels), np.int32)
+        tokens[:, : prompt.shape[1]] = prompt
+        for level, ids in enumerate(self.prompt.token_ids):
+            tokens[np.arange(rows), length + level] = np.asarray(ids)[codes[:, level]]
+        return tokens, length.astype(np.int64) + levels

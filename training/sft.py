@@ -122,8 +122,16 @@ def prepare(data_folder, run_folder, options, seed):
         path = os.path.join(work, "prompt.gguf")
         prompt_spec.compile_prompt(spec, checkpoint.tokenize_with(tokenizer), space, path)
         prompt = kernels.Prompt.load(path, space.digest)
+    separator = checkpoint.tokenize_with(tokenizer)(spec.behaviors.separator)
     maker = SampleMaker(
-        lines, lines.visible("train"), prompt, index, data.profiles, spec, options.history_loss
+        lines,
+        lines.visible("train"),
+        prompt,
+        index,
+        data.profiles,
+        spec,
+        options.history_loss,
+        len(separator),
     )
     return Run(run_folder, data, lines, model, tokenizer, space, spec, maker, options)
 

@@ -1,8 +1,10 @@
 """The bridge op against the engine's bindings; and a row, a queue or a step that fails."""
 
+import re
 import threading
 import time
 
+import cc_host_util
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -216,6 +218,10 @@ def test_metrics_show_what_was_decoded(engine, snapshot):
     assert ':genrecall:engine:queued{engine="cpu"}' in values
     assert "# TYPE :genrecall:decode:latency_ms histogram" in page
     assert "# TYPE :genrecall:engine:running gauge" in page
+    label = r'[a-zA-Z_][a-zA-Z0-9_]*="([^"\\\\]|\\\\.)*"'
+    sample = rf"[a-zA-Z_:][a-zA-Z0-9_:]*\{{({label}(,{label})*)?\}} -?[0-9.e+-]+(inf|nan)?"
+    bad = [x for x in page.splitlines() if not (x.startswith("# TYPE ") or re.fullmatch(sample, x))]
+    assert not bad
 
 
 def test_resources_survive_a_saved_model(model, weights, tmp_path):
@@ -253,5 +259,7 @@ def test_resources_survive_a_saved_model(model, weights, tmp_path):
     got = loaded.signatures["serving_default"](
         tokens=tf.constant(tokens), length=tf.constant(length)
     )
+    in_cc, _ = cc_host_util.run(tmp_path / "model", {"tokens": tokens, "length": length})
     for name, value in want.items():
         np.testing.assert_array_equal(got[name], value)
+        np.testing.assert_array_equal(in_cc[name], value)

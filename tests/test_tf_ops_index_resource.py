@@ -1,14 +1,16 @@
 """The index resource: loaded from an asset, replaced in place, never by a bad file."""
 
+import gc
 import os
 import shutil
+import threading
 import time
 
 import numpy as np
 import op_fixtures
 import pytest
 import tensorflow as tf
-from genrecall import tf_ops
+from genrecall import kernels, tf_ops
 
 SERVE_WITHIN_S = 10
 
@@ -109,6 +111,12 @@ def test_replaced_in_place_and_snapshots_stay(asset, watched):
 
 def spoil(path, how):
     data = bytearray(path.read_bytes())
+    if how == "other version":  # well-formed, its checksum right
+        file = kernels.read_gguf(str(path))
+        key = next(k for k in file["metadata"] if k.endswith("format_version"))
+        file["metadata"][key] += 1
+        kernels.write_gguf(str(path), file["metadata"], file["tensors"])
+        return
     if how == "truncated":
         del data[-50:]
     elif how == "bit-flipped":
@@ -124,6 +132,7 @@ def spoil(path, how):
         ("truncated", {}),
         ("bit-flipped", {}),
         ("empty", {}),
+        ("other version", {}),
         ("other SID space", {"digest": "space-b"}),
         ("other level sizes", {"level_sizes": (5, 9, 5)}),
         ("other depth", {"level_sizes": (5, 9)}),
@@ -146,6 +155,51 @@ def test_bad_files_leave_the_old_serving(asset, watched, capfd, how, options):
         assert logged.count("bad.gguf refused, the old one goes on serving") == 1
     write_index(watched, "bad.gguf", time.time() + 5, items=71)  # repaired
     wait_for(lambda: serving(resource) == 71)
+
+
+def test_replaced_under_a_stream_of_requests(asset, watched):
+    """Every answer is wholly of one catalogue: number of items, order and SIDs fit together."""
+    catalogues = {60 + i: op_fixtures.random_index(seed=i, items=60 + i) for i in range(6)}
+    resource = tf_ops.RecallIndexResource(asset, "space-a")
+    wrong, seen, stop = [], set(), threading.Event()
+
+    def stream():
+        while not stop.is_set():
+            snapshot = tf_ops.acquire_index(resource)
+            popular = tf_ops.popular_items(snapshot, [[0]], [0], [100], k=100)
+            items = popular.item_id[0].numpy()
+            items = items[items >= 0]
+            found = tf_ops.lookup_semantic_ids(snapshot, items, levels=3, facets=2)
+            seen.add(len(items))
+            index = catalogues.get(len(items))
+            if index is None:
+                continue  # the asset
+            same = np.array_equal(items, index.top_items(100)[0])
+            if not (same and np.array_equal(found.sids, index.lookup(items)[0])):
+                wrong.append(len(items))
+
+    threads = [threading.Thread(target=stream) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for items, index in catalogues.items():
+        index.save(watched / ".new")
+        os.utime(watched / ".new", (items, items))
+        os.replace(watched / ".new", watched / "index.gguf")
+        wait_for(lambda items=items: items in seen)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_dropped_resource_stops_watching(asset, watched):
+    resource = tf_ops.RecallIndexResource(asset, "space-a")
+    del resource
+    gc.collect()
+    before = counters()
+    write_index(watched, "v1.gguf", 1000, items=60)
+    time.sleep(0.2)
+    assert counters() == before
 
 
 def test_resources_do_not_share(asset, tmp_path):

@@ -9,7 +9,7 @@
 // outputs keep float32's accuracy but for 2^-17: products of tiles are cheap beside exp.
 #include "kernels/amx_tile.h"
 #include "kernels/simd_avx512.h"
-//
+// The vectors first: what follows is written over them.
 #include "kernels/attention_simd.h"
 #include "kernels/query_block_simd.h"
 

@@ -1,5 +1,5 @@
 #include "kernels/simd_avx2.h"
-//
+// The vectors first: what follows is written over them.
 #include "kernels/attention_simd.h"
 #include "kernels/query_block_simd.h"
 

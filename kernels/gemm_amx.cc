@@ -10,7 +10,7 @@
 #include "kernels/gemm.h"
 #include "kernels/scratch.h"
 #include "kernels/simd_avx512.h"
-//
+// The vectors first: what follows is written over them.
 #include "kernels/gemm_epilogue_simd.h"
 
 namespace genrecall {

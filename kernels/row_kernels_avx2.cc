@@ -1,5 +1,5 @@
 #include "kernels/simd_avx2.h"
-//
+// The vectors first: what follows is written over them.
 #include "kernels/row_kernels_simd.h"
 
 namespace genrecall {

@@ -8,7 +8,7 @@
 //
 // dtype is that of weights, activations entering a gemm, and KV; accumulation and everything between is
 // float32. "T" below is float or bf16 as `dtype` says. Non-finite values in a row give non-finite values in
-// that row, nowhere else.
+// that row, and nowhere else but, through its keys and values, in rows of the same sequence.
 #ifndef GENRECALL_KERNELS_TRANSFORMER_OPS_H_
 #define GENRECALL_KERNELS_TRANSFORMER_OPS_H_
 
@@ -24,7 +24,7 @@ namespace genrecall {
 struct TransformerOps {
   CpuIsa isa;
   void (*gemm)(const GemmArgs& args, ThreadPool* pool);
-  // y[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight; x float [n, dim], y T [n, dim].
+  // y[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight; x float [n, dim], y T [n, dim]. float y may be x.
   void (*rms_norm)(DType dtype, const float* x, const float* weight, float eps, int64_t n, int64_t dim,
                    void* y);
   // In place on `heads` heads of each row (row stride `stride` floats), half-split layout (Qwen2, GPT-NeoX):

@@ -4,8 +4,10 @@ The environment is read in C++, so every case is a process of its own.
 """
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from genrecall.kernels import _kernels
@@ -86,3 +88,24 @@ def test_threads_default_to_the_cpus_of_the_process():
 def test_bad_thread_count_is_refused(text):
     _, error = run("n.default_num_threads()", GENRECALL_CPU_THREADS=text)
     assert f"GENRECALL_CPU_THREADS='{text}': expected an integer in 1..4096" in error
+
+
+def test_isa_objects_share_no_functions():
+    """An inline function compiled for a newer ISA must not be the copy that older CPUs run.
+
+    So an ISA's object defines its table and nothing weak, whichever copy the linker would choose.
+    """
+    folder = Path(__file__).resolve().parent.parent / "build/obj/core/kernels"
+    sources = sorted(
+        p for s in ("avx2", "avx512", "amx") for p in folder.parents[3].glob(f"kernels/*_{s}.cc")
+    )
+    objects = [folder / f"{p.name}.o" for p in sources]
+    if not objects or not all(p.exists() for p in objects) or shutil.which("nm") is None:
+        pytest.skip("needs binutils and the objects of a build in the source tree")
+    for path in objects:
+        out = subprocess.run(["nm", "-C", str(path)], capture_output=True, text=True, check=True)
+        defined = [line.split(maxsplit=2)[1:] for line in out.stdout.splitlines() if line[0] != " "]
+        shared = [name for kind, name in defined if kind not in "tTrRdDbB"]
+        assert shared == [], path.name
+        public = [name for kind, name in defined if kind.isupper()]
+        assert len(public) == 1 and public[0].startswith("genrecall::k"), (path.name, public)

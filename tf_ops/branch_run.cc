@@ -1,6 +1,7 @@
 #include "tf_ops/branch_run.h"
 
 #include <cmath>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -26,6 +27,15 @@ auto* const g_latency = tensorflow::monitoring::Sampler<1>::New(
     {"/genrecall/branch_latency_ms", "Time to a branch's answer, fallbacks included, in milliseconds.",
      "branch"},
     tensorflow::monitoring::Buckets::Exponential(0.25, 2, 18));
+
+// On a thread of its own, which no branch can occupy; on this one when the process is out of threads.
+void OnOtherThread(const std::function<void()>& work) {
+  try {
+    std::thread(work).detach();
+  } catch (const std::system_error&) {
+    work();
+  }
+}
 
 template <typename T>
 bool HasNan(const Tensor& t) {
@@ -73,7 +83,6 @@ BranchRun::BranchRun(std::shared_ptr<BranchState> state, OpKernelContext* ctx, i
       step_cancel_(ctx->cancellation_manager()),
       step_token_(step_cancel_ ? step_cancel_->get_cancellation_token() : 0),
       start_(DeadlineTimer::Clock::now()),
-      library_(ctx->function_library()),
       step_container_(options_.step_id, [resources = ctx->resource_manager()](const std::string& name) {
         resources->Cleanup(name).IgnoreError();
       }) {
@@ -100,7 +109,7 @@ bool BranchRun::Claim(bool abandon) {
   return true;
 }
 
-void BranchRun::Start(FunctionLibraryRuntime::Handle handle, int budget_ms) {
+void BranchRun::Start(FunctionLibraryRuntime* library, FunctionLibraryRuntime::Handle handle, int budget_ms) {
   auto self = shared_from_this();
   budget_ms_ = budget_ms;
   // First the cancellation, then the timer: once the timer runs the op may end, and the step's manager with
@@ -109,7 +118,7 @@ void BranchRun::Start(FunctionLibraryRuntime::Handle handle, int budget_ms) {
     // The callback runs inside StartCancel, which must not wait for anything of ours: the work goes to
     // another thread. That is not one of the branch's threads, since those may all be blocked by the branch.
     const bool registered = step_cancel_->RegisterCallback(
-        step_token_, [self] { std::thread([self] { self->OnStepCancelled(); }).detach(); });
+        step_token_, [self] { OnOtherThread([self] { self->OnStepCancelled(); }); });
     if (!registered) {
       if (Claim(/*abandon=*/false)) AnswerCancelled();
       return;
@@ -123,8 +132,8 @@ void BranchRun::Start(FunctionLibraryRuntime::Handle handle, int budget_ms) {
                                             [self] { self->OnDeadline(); });
     }
   }
-  library_->Run(options_, handle, args_, &outputs_,
-                [self](const absl::Status& status) { self->OnFunctionDone(status); });
+  library->Run(options_, handle, args_, &outputs_,
+               [self](const absl::Status& status) { self->OnFunctionDone(status); });
 }
 
 void BranchRun::OnFunctionDone(const absl::Status& status) {
@@ -145,7 +154,7 @@ void BranchRun::OnDeadline() {
   if (!Claim(/*abandon=*/true)) return;
   AnswerFallback(absl::DeadlineExceededError(absl::StrCat("no answer within ", budget_ms_, " ms")));
   // What f registered for cancellation is not ours and may be slow: not on the thread of all deadlines.
-  std::thread([self = shared_from_this()] { self->cancel_.StartCancel(); }).detach();
+  OnOtherThread([self = shared_from_this()] { self->cancel_.StartCancel(); });
 }
 
 void BranchRun::OnStepCancelled() {

@@ -41,9 +41,10 @@ class BranchRun : public std::enable_shared_from_this<BranchRun> {
             tensorflow::AsyncOpKernel::DoneCallback done);
   ~BranchRun();
 
-  // Starts f and arranges that the op ends exactly once: with f's outputs, with the fallback and a status, or
-  // as CANCELLED. budget_ms <= 0: no deadline.
-  void Start(tensorflow::FunctionLibraryRuntime::Handle handle, int budget_ms);
+  // Starts f, of this runtime, and arranges that the op ends exactly once: with f's outputs, with the
+  // fallback and a status, or as CANCELLED. budget_ms <= 0: no deadline.
+  void Start(tensorflow::FunctionLibraryRuntime* library, tensorflow::FunctionLibraryRuntime::Handle handle,
+             int budget_ms);
 
   // Ends the op with the fallback and the canonical code of `why`.
   void AnswerFallback(const absl::Status& why);
@@ -80,7 +81,6 @@ class BranchRun : public std::enable_shared_from_this<BranchRun> {
   const DeadlineTimer::Clock::time_point start_;
 
   // What f runs on. Nothing of it belongs to the step.
-  tensorflow::FunctionLibraryRuntime* const library_;
   std::vector<tensorflow::Tensor> args_;
   std::vector<tensorflow::Tensor> fallback_;
   std::vector<tensorflow::Tensor> outputs_;

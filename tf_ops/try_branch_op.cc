@@ -1,12 +1,12 @@
 // TryBranch: runs a function so that neither its failure nor its slowness becomes the step's.
 #include <algorithm>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "tensorflow/core/common_runtime/process_function_library_runtime.h"
 #include "tensorflow/core/framework/function.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
@@ -143,20 +143,21 @@ class TryBranchOp : public AsyncOpKernel {
     FunctionLibraryRuntime::Handle handle;
     const absl::Status ready = Instantiate(ctx->function_library(), &handle);
     if (!ready.ok()) return run->AnswerFallback(ready);
-    run->Start(handle, budget_ms);
+    run->Start(library_, handle, budget_ms);
   }
 
  private:
-  absl::Status Instantiate(FunctionLibraryRuntime* library, FunctionLibraryRuntime::Handle* handle) {
-    if (library == nullptr) return absl::InternalError("no function library in this runtime");
+  // f is instantiated in a runtime of the kernel's own. When the session's is taken down, its functions go in
+  // any order: f could go before the kernel, which is what waits for late runs of f.
+  absl::Status Instantiate(FunctionLibraryRuntime* sessions, FunctionLibraryRuntime::Handle* handle) {
+    if (sessions == nullptr) return absl::InternalError("no function library in this runtime");
     std::lock_guard<std::mutex> lock(mu_);
-    const auto it = handles_.find(library);
-    if (it != handles_.end()) {
-      *handle = it->second;
-      return absl::OkStatus();
+    if (!instantiated_) {
+      if (library_ == nullptr) TF_RETURN_IF_ERROR(sessions->Clone(&definitions_, &runtimes_, &library_));
+      TF_RETURN_IF_ERROR(library_->Instantiate(f_.name(), tensorflow::AttrSlice(&f_.attr()), &handle_));
+      instantiated_ = true;
     }
-    TF_RETURN_IF_ERROR(library->Instantiate(f_.name(), tensorflow::AttrSlice(&f_.attr()), handle));
-    handles_[library] = *handle;
+    *handle = handle_;
     return absl::OkStatus();
   }
 
@@ -164,8 +165,13 @@ class TryBranchOp : public AsyncOpKernel {
   int num_args_ = 0;
   int max_abandoned_ = 0;
   std::shared_ptr<BranchState> state_;
+
   std::mutex mu_;
-  std::map<FunctionLibraryRuntime*, FunctionLibraryRuntime::Handle> handles_;  // guarded by mu_
+  bool instantiated_ = false;  // guarded by mu_; when true, what follows does not change
+  FunctionLibraryRuntime::Handle handle_ = 0;
+  std::unique_ptr<tensorflow::FunctionLibraryDefinition> definitions_;
+  std::unique_ptr<tensorflow::ProcessFunctionLibraryRuntime> runtimes_;
+  FunctionLibraryRuntime* library_ = nullptr;  // owned by runtimes_
 };
 
 REGISTER_KERNEL_BUILDER(Name("Genrecall>TryBranch").Device(tensorflow::DEVICE_CPU), TryBranchOp);

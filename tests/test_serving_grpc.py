@@ -129,10 +129,10 @@ def test_a_deadline_ends_the_running_step(toy):
     start = time.monotonic()
     message = request(signature="spin", steps=np.int64(10**12))
     rejected(lambda: toy.predict(message, timeout=0.3), grpc.StatusCode.DEADLINE_EXCEEDED, "")
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 10
     # The step itself ended, too: while one is in flight, its version cannot be unloaded.
     model = toy.server.core._models["toy"]
-    end = time.monotonic() + 3
+    end = time.monotonic() + 20
     while model._versions[3].in_flight:
         assert time.monotonic() < end
         time.sleep(0.02)

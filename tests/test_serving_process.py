@@ -16,7 +16,7 @@ import pytest
 from genrecall.serving import server
 from genrecall.serving.client import Client
 from genrecall.serving.errors import ServingError
-from toy_model import expected_y, export
+from toy_model import expected_y, export, request
 
 X = np.array([[1, 2, 3]], np.float32)
 PACKAGE_PARENT = pathlib.Path(genrecall.serving.__file__).absolute().parents[2]
@@ -78,12 +78,12 @@ def test_a_server_waits_for_its_base_path_then_drains_on_sigterm(started):
         assert "signatures: echo, half, serving_default, spin" in running.log()
         np.testing.assert_array_equal(client.predict({"x": X})["y"], expected_y(X, 1))
 
-        # A request that takes ~2 s is in flight when SIGTERM comes: it is answered, then all ends.
-        start = time.monotonic()
-        client.predict({"steps": np.int64(100_000)}, "spin")
-        steps = int(100_000 * 2.0 / (time.monotonic() - start))
-        call = client._predictions.Predict.future(_spin(steps), timeout=60)
-        time.sleep(0.5)
+        # A request that takes ~3 s is in flight when SIGTERM comes: it is answered, then all ends.
+        steps = int(3.0 / min(seconds_a_step(client) for _ in range(3)))
+        call = client._predictions.Predict.future(
+            request(signature="spin", steps=np.int64(steps)), timeout=60
+        )
+        time.sleep(0.3)
         assert not call.done()
         running.process.send_signal(signal.SIGTERM)
         running.wait_for_log("stopping: new requests are refused")
@@ -97,10 +97,10 @@ def test_a_server_waits_for_its_base_path_then_drains_on_sigterm(started):
     assert running.log().endswith("stopped\n")
 
 
-def _spin(steps):
-    from toy_model import request
-
-    return request(signature="spin", steps=np.int64(steps))
+def seconds_a_step(client):
+    start = time.monotonic()
+    client.predict({"steps": np.int64(50_000)}, "spin")
+    return (time.monotonic() - start) / 50_000
 
 
 def flags(*values):

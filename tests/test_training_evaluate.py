@@ -4,13 +4,15 @@ to end.
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from genrecall import cli, kernels
 from genrecall.kernels import prompt_spec
-from genrecall.training import baselines, checkpoint, evaluate, metrics, ranking, splits
+from genrecall.training import baselines, checkpoint, evaluate, metrics, ranking, splits, vocabulary
 from genrecall.training.data import Events, Items, read_data
 
 
@@ -185,3 +187,34 @@ def test_an_index_of_other_codebooks_is_refused(run, tmp_path, capsys):
     npz = f"{other}/semantic_ids/semantic_ids.npz"
     assert cli.main([*command, "--semantic_ids", npz, "--output", f"{other}/x.gguf"]) == 2
     assert "codebook digest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("architecture", ["Qwen2", "Qwen3"])
+def test_sft_from_a_checkpoint_folder(run, tmp_path, architecture):
+    """A base model as users have them: GQA, an untied head, an embedding padded beyond its
+    tokenizer.
+    """
+    shop, folder = run
+    tokenizer = vocabulary.train_tokenizer(["next item", "gender F"], 300)
+    config = getattr(transformers, f"{architecture}Config")(
+        vocab_size=len(tokenizer) + 10,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        tie_word_embeddings=False,
+    )
+    model = getattr(transformers, f"{architecture}ForCausalLM")(config)
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    shutil.copytree(f"{folder}/semantic_ids", tmp_path / "run" / "semantic_ids")
+    sft = "sft --epochs 1 --validations 1 --valid_users 5 --threads 1 --dtype bfloat16".split()
+    base, out = str(tmp_path / "base"), str(tmp_path / "run")
+    assert cli.main([*sft, "--data", shop, "--run", out, "--checkpoint", base]) == 0
+    trained, _ = checkpoint.load_decoder(f"{out}/checkpoint")
+    assert type(trained).__name__ == f"{architecture}ForCausalLM"
+    options = json.load(open(f"{out}/config.json"))
+    assert options["sft"]["dropout"] == 0 and options["loop"]["learning_rate"] == 2e-4
+    assert cli.main(["evaluate", "--data", shop, "--run", out, "--users", "5"]) == 0

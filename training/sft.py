@@ -38,6 +38,8 @@ from genrecall.training.next_sid import NextSid
 from genrecall.training.samples import SampleMaker
 from genrecall.training.tokenize import SemanticIds
 
+_PRETRAINED_RATE = 2e-4  # the learning rate's peak when training starts from a checkpoint
+
 
 @dataclass(frozen=True)
 class SftOptions:
@@ -139,8 +141,9 @@ def prepare(data_folder, run_folder, options, seed):
 def _decoder(data, spec, options, seed):
     if options.checkpoint:
         return checkpoint.load_decoder(options.checkpoint)
-    # Prompt texts several times, so that they become few tokens whatever the items say.
-    texts = prompts.spec_texts(spec.to_json()) * 20 + text.item_texts(data.items)
+    # Prompt texts so often that they become whole tokens, whatever the items say.
+    texts = prompts.spec_texts(spec.to_json()) * max(20, len(data.items))
+    texts += text.item_texts(data.items)
     tokenizer = vocabulary.train_tokenizer(texts)
     return checkpoint.new_decoder(options.preset, len(tokenizer), seed), tokenizer
 
@@ -256,9 +259,13 @@ def configure(parser):
         "--epochs", type=int, default=loop.epochs, help=f"at most (default {loop.epochs})"
     )
     parser.add_argument("--batch_tokens", type=int, default=loop.batch_tokens)
-    parser.add_argument("--learning_rate", type=float, default=loop.learning_rate)
+    parser.add_argument(
+        "--learning_rate",
+        type=float,
+        help=f"of the peak (default {loop.learning_rate}, from a checkpoint {_PRETRAINED_RATE})",
+    )
     parser.add_argument("--weight_decay", type=float, default=loop.weight_decay)
-    parser.add_argument("--dropout", type=float, default=sft.dropout)
+    parser.add_argument("--dropout", type=float, help=f"default {sft.dropout}, from a checkpoint 0")
     parser.add_argument("--label_smoothing", type=float, default=sft.label_smoothing)
     parser.add_argument(
         "--softmax", choices=("level", "vocab"), default=sft.softmax, help="what codes compete with"
@@ -285,7 +292,12 @@ def configure(parser):
 
 
 def main(args):
-    given = vars(args)
+    given = dict(vars(args))
+    # What a decoder has learned before is neither overrun by large steps nor dropped out.
+    from_scratch = SftOptions.dropout, training_loop.LoopOptions.learning_rate
+    defaults = (0.0, _PRETRAINED_RATE) if args.checkpoint else from_scratch
+    for name, default in zip(("dropout", "learning_rate"), defaults, strict=True):
+        given[name] = default if given[name] is None else given[name]
     options = SftOptions(**{name: given[name] for name in asdict(SftOptions())})
     loop = training_loop.LoopOptions(
         **{name: given[name] for name in asdict(training_loop.LoopOptions()) if name in given}

@@ -136,9 +136,9 @@ class ModelServer:
 
 def _process_metrics() -> str:
     """Prometheus text of TensorFlow's and our ops' metrics; empty where the ops are not built."""
-    from genrecall.tf_ops import metrics_text
-
     try:
+        from genrecall.tf_ops import metrics_text
+
         return metrics_text().numpy().decode()
-    except (OSError, tf.errors.OpError):
+    except (ImportError, OSError, tf.errors.OpError):
         return ""

@@ -149,11 +149,11 @@ def load_op_libraries(paths: Sequence[str]) -> None:
     """
     import tensorflow as tf
 
-    from genrecall.tf_ops import library
-
     try:
+        from genrecall.tf_ops import library
+
         tf.load_op_library(library.path())
-    except (OSError, tf.errors.OpError) as error:
+    except (ImportError, OSError, tf.errors.OpError) as error:
         _LOG.warning(
             "genrecall's own ops are not loaded (%s): models exported by genrecall cannot be "
             "served",

@@ -218,3 +218,30 @@ def test_sft_from_a_checkpoint_folder(run, tmp_path, architecture):
     options = json.load(open(f"{out}/config.json"))
     assert options["sft"]["dropout"] == 0 and options["loop"]["learning_rate"] == 2e-4
     assert cli.main(["evaluate", "--data", shop, "--run", out, "--users", "5"]) == 0
+
+
+def test_a_strange_folder_goes_through_every_command(tmp_path, capsys):
+    """Missing titles, unicode, users with one event, a user with 2,000, no categories, no
+    profiles.
+    """
+    shop, out = tmp_path / "shop", str(tmp_path / "run")
+    shop.mkdir()
+    rows = [{"id": 5 * i, "title": None if i % 3 else f"Öl №{i} 香水"} for i in range(30)]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (shop / "items.jsonl").write_text(lines, encoding="utf-8")
+    rng = np.random.default_rng(0)
+    lengths = [1, 1, 2000, *rng.integers(1, 9, 20)]
+    users = [
+        f"{u} {' '.join(str(5 * i) for i in rng.integers(0, 30, n))}" for u, n in enumerate(lengths)
+    ]
+    (shop / "sequences.txt").write_text("\n".join(users) + "\n")
+    data, run = ["--data", str(shop)], ["--run", out]
+    assert cli.main(["tokenize", *data, "--output", out, "--levels", "2"]) == 0
+    sft = "sft --preset tiny --epochs 1 --validations 1 --threads 1".split()
+    assert cli.main([*sft, *data, *run]) == 0
+    assert cli.main(["evaluate", *data, *run]) == 0
+    (shop / "sequences.txt").write_text("1 5\n2 10\n")
+    assert cli.main([*sft, *data, *run]) == 2
+    assert "no user has two events" in capsys.readouterr().err
+    assert cli.main(["evaluate", *data, *run]) == 2
+    assert "no user has the three events" in capsys.readouterr().err

@@ -202,6 +202,15 @@ def test_an_interest_summary_is_never_asked_for_what_it_tells(shop, tmp_path):
         assert covered >= set(range(1, end + 1))
 
 
+def test_row_blocks_partition_and_stay_within_their_cells():
+    widths = np.array([3, 5, 2, 2000, 1, 1, 7])
+    blocks = list(samples.row_blocks(widths, cells=16))
+    assert np.concatenate([np.arange(7)[b] for b in blocks]).tolist() == list(range(7))
+    assert all(len(widths[b]) == 1 or len(widths[b]) * widths[b].max() <= 16 for b in blocks)
+    assert [b.stop - b.start for b in blocks] == [3, 1, 2, 1]
+    assert list(samples.row_blocks(widths[:0])) == []
+
+
 def test_batches_partition_and_stay_within_their_tokens():
     lengths = np.random.default_rng(0).integers(1, 50, 200)
     batches = training_loop.token_batches(lengths, 128, np.random.default_rng(1))

@@ -55,6 +55,19 @@ class Samples:
         )
 
 
+def row_blocks(widths, cells=1 << 20):
+    """Slices of consecutive rows whose padded matrix, rows x widest, stays within `cells` (or has
+    one row), so that one user of thousands of events costs no memory at thousands of others."""
+    first, widest = 0, 1
+    for i, width in enumerate(widths.tolist()):
+        widest = max(widest, width)
+        if (i + 1 - first) * widest > cells and i > first:
+            yield slice(first, i)
+            first, widest = i, max(1, width)
+    if len(widths):
+        yield slice(first, len(widths))
+
+
 class SampleMaker:
     """Makes samples of lines.
 
@@ -94,13 +107,20 @@ class SampleMaker:
 
         Args:
           generator: numpy Generator that moves the cuts of long lines; None leaves them fixed.
+
+        Raises:
+          ValueError: no user has two events in the training part.
         """
         users, ends = [], []
         for u in np.flatnonzero(self.visible >= 2):
             for end in self._cuts(int(self.visible[u]), generator):
                 users.append(u)
                 ends.append(end)
-        return self.make(np.array(users, np.int64), np.array(ends, np.int64))
+        if not users:
+            raise ValueError("no user has two events in the training part: nothing to learn from")
+        users, ends = np.array(users, np.int64), np.array(ends, np.int64)
+        order = np.argsort(ends, kind="stable")  # short lines beside short ones: little padding
+        return self.make(users[order], ends[order])
 
     def _cuts(self, visible, generator):
         """Positions of the responses of one line of `visible` events: the last one, then earlier
@@ -113,14 +133,11 @@ class SampleMaker:
             end = max(1, end - self.reach + shift)
             yield end
 
-    def make(self, users, ends, block=4096):
+    def make(self, users, ends):
         """Samples whose prompt is the first ends[i] >= 1 events of user number users[i], its
         response the event after them.
         """
-        parts = [
-            self._make_block(users[i : i + block], ends[i : i + block])
-            for i in range(0, len(users), block)
-        ]
+        parts = [self._make_block(users[b], ends[b]) for b in row_blocks(ends)]
         tokens, lengths, at, code, counts = (np.concatenate(p) for p in zip(*parts, strict=True))
         return Samples(
             tokens,

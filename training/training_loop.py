@@ -103,7 +103,7 @@ def train(model, epoch_samples, options, validate, on_step):
       on_step: called with the Progress after every step.
 
     Raises:
-      ValueError: no samples; a loss that is not finite, with its step.
+      ValueError: a loss that is not finite, with its step.
     """
     generator = np.random.default_rng(options.seed)
     device = next(model.parameters()).device
@@ -112,8 +112,6 @@ def train(model, epoch_samples, options, validate, on_step):
     model.train()
     while state.fraction < 1.0:
         samples = epoch_samples(generator)
-        if not len(samples):
-            raise ValueError("no user has two events in the training part: nothing to learn from")
         batches = token_batches(samples.lengths, options.batch_tokens, generator)
         state.epoch += 1
         for number, batch in enumerate(batches, 1):

@@ -215,7 +215,8 @@ def test_metrics_show_what_was_decoded(engine, snapshot):
     ]
     assert buckets == sorted(buckets) and len(buckets) > 20
     assert any('le="+Inf"' in k for k in values if "latency_ms_bucket" in k)
-    assert ':genrecall:engine:queued{engine="cpu"}' in values
+    assert values[':genrecall:engine:queued{engine="cpu"}'] == "0", "read now, not when last busy"
+    assert int(values[':genrecall:engine:weight_bytes{engine="cpu"}']) > 0
     assert "# TYPE :genrecall:decode:latency_ms histogram" in page
     assert "# TYPE :genrecall:engine:running gauge" in page
     label = r'[a-zA-Z_][a-zA-Z0-9_]*="([^"\\\\]|\\\\.)*"'

@@ -291,5 +291,6 @@ def test_missing_library_says_how_to_build(monkeypatch, tmp_path):
     from genrecall.tf_ops import library
 
     monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
+    monkeypatch.setattr(library, "_runfiles_path", lambda: None)
     with pytest.raises(FileNotFoundError, match="op library is not built.*pip install"):
         library.path()

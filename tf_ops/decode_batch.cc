@@ -5,14 +5,6 @@
 #include "tf_ops/metrics.h"
 
 namespace genrecall {
-namespace {
-
-void ShowLoad(const Engine& engine) {
-  const EngineStats stats = engine.stats();
-  metrics::SetEngineLoad(engine.name(), stats.queued, stats.running);
-}
-
-}  // namespace
 
 DecodeBatch::DecodeBatch(std::shared_ptr<Engine> engine, int64_t rows, std::function<void()> done)
     : results_(rows), engine_(std::move(engine)), done_(std::move(done)) {}
@@ -37,10 +29,7 @@ void DecodeBatch::Submit(int64_t row, DecodeRequest request) {
   if (cancel) engine->Cancel(id);
 }
 
-void DecodeBatch::Close() {
-  if (!results_.empty()) ShowLoad(*engine_);
-  EndOne();
-}
+void DecodeBatch::Close() { EndOne(); }
 
 void DecodeBatch::Cancel() {
   std::shared_ptr<Engine> engine;

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "tensorflow/core/framework/resource_base.h"
+#include "tf_ops/engine_metrics.h"
 #include "trtllm_bridge/engine.h"
 
 namespace genrecall {
@@ -18,6 +19,7 @@ class EngineResource : public tensorflow::ResourceBase {
                                         const EngineOptions& options) {
     auto acquired = AcquireEngine(engine, weights_path, options);
     if (!acquired.ok()) return acquired.status();
+    metrics::WatchEngine(acquired.value());
     return new EngineResource(acquired.value());
   }
 

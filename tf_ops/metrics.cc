@@ -19,10 +19,6 @@ auto* decode_latency =
     Sampler<0>::New({"/genrecall/decode/latency_ms",
                      "Milliseconds from the bridge op's start to the end of a row's decoding."},
                     Buckets::Exponential(1, 1.5, 28));  // 1 ms .. 57 s
-auto* queued_requests =
-    Gauge<int64_t, 1>::New("/genrecall/engine/queued", "Requests waiting for the engine.", "engine");
-auto* running_requests =
-    Gauge<int64_t, 1>::New("/genrecall/engine/running", "Requests being decoded.", "engine");
 auto* index_replaced = Counter<0>::New("/genrecall/index/replaced", "Recall indexes replaced in place.");
 auto* index_rejected = Counter<0>::New("/genrecall/index/rejected", "Recall index files refused.");
 auto* index_items =
@@ -63,11 +59,6 @@ void CountChecked(Code code) { checked->GetCell(StatusLabel(code))->IncrementBy(
 void CountDecoded(Code code, double latency_ms) {
   decoded->GetCell(StatusLabel(code))->IncrementBy(1);
   decode_latency->GetCell()->Add(latency_ms);
-}
-
-void SetEngineLoad(const std::string& engine, int64_t queued, int64_t running) {
-  queued_requests->GetCell(engine)->Set(queued);
-  running_requests->GetCell(engine)->Set(running);
 }
 
 void CountIndexReplaced() { index_replaced->GetCell()->IncrementBy(1); }

@@ -1,8 +1,8 @@
 // What the ops count: tensorflow::monitoring metrics, so TF Serving's Prometheus page shows them.
+// (engine_metrics.h has those of engines.)
 //   /genrecall/request/checked{status}   rows seen by CheckRequest
 //   /genrecall/decode/finished{status}   rows ended by the engine
 //   /genrecall/decode/latency_ms         histogram, from the op's start to the row's end
-//   /genrecall/engine/{queued,running}   gauges{engine}: requests waiting and live
 //   /genrecall/index/replaced            times an index took the place of another
 //   /genrecall/index/rejected            index files refused
 //   /genrecall/index/items               gauge{sid_space}: items of the index that serves
@@ -21,7 +21,6 @@ const char* StatusLabel(Code code);
 
 void CountChecked(Code code);
 void CountDecoded(Code code, double latency_ms);
-void SetEngineLoad(const std::string& engine, int64_t queued, int64_t running);
 void CountIndexReplaced();
 void CountIndexRejected();
 void SetIndexItems(const std::string& sid_space_digest, int64_t items);

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from genrecall.graphs import model_card as cards
 from genrecall.graphs import sample_requests as samples
-from genrecall.graphs.artefacts import Artefacts
+from genrecall.graphs.artefacts import Artefacts, compile_prompt
 from genrecall.graphs.build import build_recall_graph
 from genrecall.graphs.loaded import LoadedModel
 from genrecall.graphs.options import NORMALIZE, RecallOptions
@@ -42,7 +42,8 @@ def export(
     """Exports a version, whole or not at all: it is made beside and renamed when it is complete.
 
     Args:
-      checkpoint: Hugging Face folder with sid_space.json and prompt.gguf.
+      checkpoint: Hugging Face folder with sid_space.json and prompt.gguf (or, to compile it from,
+        prompt_spec.json and tokenizer.json).
       index: recall index file.
       output: the model's folder, whose numbered sub-folders are its versions; made if needed.
       version: None: one more than the highest there.
@@ -69,10 +70,10 @@ def export(
     target = output / str(version)
     if target.exists():
         raise FileExistsError(f"{target}: exists already; versions are never overwritten")
-    artefacts = Artefacts.load(checkpoint, index)
-    requests = samples.sample_requests(artefacts, warmup)
-    with _sibling(target) as new, tempfile.TemporaryDirectory(dir=output) as work:
-        links = _asset_sources(artefacts, pathlib.Path(work))
+    with _sibling(target) as new, _sibling(target) as work:
+        artefacts = _load(checkpoint, index, work)
+        requests = samples.sample_requests(artefacts, warmup)
+        links = _asset_sources(artefacts, work)
         report(f"convert {artefacts.checkpoint} to {dtype}")
         weights = checkpoints.convert(artefacts.checkpoint, links["model"], dtype)
         report("compose the recall graph")
@@ -138,6 +139,15 @@ def _sibling(target):
         yield new
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _load(checkpoint, index, work):
+    """The artefacts; a checkpoint folder without a compiled prompt has its spec compiled."""
+    prompt = pathlib.Path(checkpoint) / "prompt.gguf"
+    if not prompt.is_file():
+        prompt = work / "compiled_prompt.gguf"
+        compile_prompt(checkpoint, prompt)
+    return Artefacts.load(checkpoint, index, prompt)
 
 
 def _asset_sources(artefacts, work):

@@ -14,6 +14,7 @@ from genrecall.tf_ops.request import broadcast_request
 from genrecall.tf_ops.try_branch import try_branch
 
 MAX_BRANCHES = 31  # bits of branch_mask
+UNTIMED_STEP_S = 2 * 86400  # between behaviours without times: longer than repeats are folded over
 
 
 class RecallGraph(tf.Module):
@@ -98,6 +99,7 @@ class RecallGraph(tf.Module):
     def _checked(self, inputs) -> Request:
         """Broadcasts, checks, takes the snapshot; no branch meets a malformed row's values."""
         x = broadcast_request(inputs, {i.name: i.dims for i in self.inputs})
+        x["behavior_time"] = self._spread(inputs["behavior_time"], x["behavior_time"])
         features = {name: x.pop(name) for name, _ in self._features}
         status = tf_ops.check_request(
             **x,
@@ -117,6 +119,13 @@ class RecallGraph(tf.Module):
         return Request(
             **x, row_status=status, index=tf_ops.acquire_index(self.index), features=features
         )
+
+    def _spread(self, given, times):
+        """Behaviours sent in order but without times, as in a sequences file, are no repeats."""
+        with tf.control_dependencies([times]):  # its rank has been checked
+            untimed = tf.equal(tf.shape(given, tf.int64)[1], 1)
+        position = tf.range(tf.shape(times, tf.int64)[1])
+        return times + tf.where(untimed, tf.constant(UNTIMED_STEP_S, tf.int64), 0) * position
 
     def _branch_deadline(self, deadline_ms):
         """What of a request's deadline the branches may use."""

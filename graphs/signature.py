@@ -80,7 +80,11 @@ def request_inputs(features, *, num_items, beam_width, deadline_ms) -> tuple[Req
         RequestInput("behavior_action", i32, "BT", 1, "0 exposure, 1 click, 2 conversion"),
         RequestInput("behavior_domain", i32, "BT", 1, "0 ad, 1 content"),
         RequestInput(
-            "behavior_time", i64, "BT", 1, "Unix seconds; equal times keep the given order"
+            "behavior_time",
+            i64,
+            "BT",
+            1,
+            "Unix seconds. One column: the first one's; the rest follow in their order",
         ),
         RequestInput(
             "behavior_length", i32, "B", 0, "behaviours of the row, 0..T; the rest is padding"

@@ -228,9 +228,20 @@ def test_artefacts_of_different_models_are_refused(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"prompt.gguf: sid_space_digest"):
         quietly(mixed, tiny.index, tmp_path / "shop")
     (mixed / "prompt.gguf").unlink()
-    with pytest.raises(FileNotFoundError, match=r"prompt.gguf: no such file"):
+    (mixed / "tokenizer.json").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"tokenizer.json: no such file, and no prompt.gguf"
+    ):
         quietly(mixed, tiny.index, tmp_path / "shop")
-    assert not (tmp_path / "shop").exists()
+    shutil.copy(tiny.checkpoint / "prompt.gguf", mixed)
+    spec = json.loads((mixed / "prompt_spec.json").read_text())
+    spec["behaviors"]["recent_events"] += 1
+    (mixed / "prompt_spec.json").write_text(json.dumps(spec))
+    with pytest.raises(
+        ValueError, match="prompt.gguf: compiled from another spec than .*spec.json"
+    ):
+        quietly(mixed, tiny.index, tmp_path / "shop")
+    assert not list((tmp_path / "shop").iterdir())
     index = kernels.RecallIndex.build(
         list(tiny.level_sizes),
         tiny.item_id,
@@ -240,6 +251,16 @@ def test_artefacts_of_different_models_are_refused(tiny, tmp_path):
     index.save(str(tmp_path / "bare.gguf"))
     with pytest.raises(ValueError, match=r"bare.gguf: 0 facets: expected 2, as the prompt has"):
         quietly(tiny.checkpoint, tmp_path / "bare.gguf", tmp_path / "shop")
+
+
+def test_a_spec_is_compiled_where_no_compiled_prompt_is(tiny, exported, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny.checkpoint, bare)
+    (bare / "prompt.gguf").unlink()
+    folder = quietly(bare, tiny.index, tmp_path / "shop", warmup=0, check=False)
+    asset = "assets/prompt.gguf"
+    assert (folder / asset).read_bytes() == (exported / asset).read_bytes()
+    assert not (bare / "prompt.gguf").exists(), "the checkpoint folder is only read"
 
 
 def test_command(tiny, tmp_path, capsys):

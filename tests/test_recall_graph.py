@@ -143,6 +143,26 @@ def test_rows_and_columns_of_one_stand_for_all(graph, truth):
         ask(graph, {**users, "gender": [b"F", b"M"]})
 
 
+def test_behaviours_without_times_keep_their_order_and_their_repeats(graph, truth):
+    """As training reads a sequences file, two days apart."""
+    users = tiny_model.random_users(truth_model(truth), 3, seed=9)
+    users["behavior_item"][:, 1::2] = users["behavior_item"][:, ::2]
+    users["behavior_length"][:] = [24, 7, 0]
+    for name in ("time", "action", "domain"):
+        users.pop(f"behavior_{name}")
+    got = ask(graph, users, "explain")
+    shape = users["behavior_item"].shape
+    timed = {
+        **users,
+        "behavior_time": np.full(shape, 1_600_000_000) + 2 * 86400 * np.arange(shape[1]),
+        "behavior_action": np.ones(shape, np.int32),
+        "behavior_domain": np.ones(shape, np.int32),
+    }
+    want = ask(graph, timed, "explain")
+    assert (got["prompt_token"] == want["prompt_token"]).all()
+    assert (got["prompt_token"] == truth.prompts(timed)[0]).all()
+
+
 def test_exclusions_never_come_back(graph, truth):
     users = tiny_model.random_users(truth_model(truth), 4, seed=4)
     first = ask(graph, users)["item_id"]

@@ -197,6 +197,9 @@ class CpuEngine::Core {
   Scheduler scheduler_;
   // Entered by Submit, left by the step thread only, which therefore may use a request without the lock.
   std::map<RequestId, std::unique_ptr<LiveRequest>> live_;
+  // Step thread only: what is left of delivered requests. A request may hold the last reference to a large
+  // index, which is then let go without the lock.
+  std::vector<std::unique_ptr<LiveRequest>> ended_;
   RequestId next_id_ = 1;
   EngineStats stats_;
   bool stopping_ = false;
@@ -242,14 +245,16 @@ void CpuEngine::Core::RunSteps() {
     if (stopping_) break;
     EndExpired();
     const std::vector<StepRunner::Work> work = PlanStep();
-    if (work.empty()) continue;
     lock.unlock();
-    {
+    if (!work.empty()) {
       ComputePool::Turn turn(pool_.get());
       runner_.Run(work, pool_->threads());
     }
     lock.lock();
     SettleStep(work);
+    lock.unlock();
+    ended_.clear();
+    lock.lock();
   }
   while (!live_.empty()) {
     Deliver(live_.begin()->first, Failure(Status(Code::kUnavailable, "the engine is shutting down")));
@@ -302,7 +307,9 @@ void CpuEngine::Core::SettleStep(const std::vector<StepRunner::Work>& work) {
 
 void CpuEngine::Core::Deliver(RequestId id, DecodeResult result) {
   const auto it = live_.find(id);
+  it->second->kv.reset();
   mailbox_.Post(std::move(it->second->callback), std::move(result));
+  ended_.push_back(std::move(it->second));
   live_.erase(it);
 }
 

@@ -175,6 +175,16 @@ def test_cancelled_rows_go_to_the_others():
     assert sim.step() == {2: 128}
 
 
+def test_a_higher_priority_does_not_make_room_for_a_lower_one():
+    sim = Simulation(max_step_rows=512, prefill_chunk=128)
+    sim.submit(1, 100, [20], priority=-1000)
+    sim.submit(2, 600, [512])
+    assert sim.step() == {2: 512}
+    assert sim.step() == {2: 88, 1: 100}
+    assert sim.step() == {2: 512}
+    assert sim.step() == {1: 20}
+
+
 @pytest.mark.parametrize("priority", [-1000, -1])
 def test_a_lower_priority_waits_for_room_in_the_step(priority):
     sim = Simulation(max_step_rows=10, prefill_chunk=10)

@@ -96,7 +96,7 @@ struct EngineOptions {
   int num_threads = 0;      // 0: DefaultNumThreads()
   int max_queue = 256;      // waiting requests; more are refused
   int max_step_rows = 512;  // rows of a step; a longer prefill is chunked
-  int prefill_chunk = 128;  // prompt rows of one request per step at most, while others are live
+  int prefill_chunk = 128;  // rows of one request per step at most, while others of its priority are live
   int max_prompt_tokens = 4096;
 };
 

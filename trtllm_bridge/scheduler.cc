@@ -77,21 +77,41 @@ std::vector<Scheduler::Entry*> Scheduler::ServingOrder() {
   return order;
 }
 
+// Who need not leave room for others: rule 3.
+class Scheduler::Company {
+ public:
+  explicit Company(const std::vector<Entry*>& running) {
+    for (const Entry* e : running) {
+      if (least_left_ == nullptr || e->second.request.priority > priority_) {
+        priority_ = e->second.request.priority;
+        least_left_ = e;
+        peers_ = 0;
+      }
+      if (e->second.request.priority < priority_) continue;
+      ++peers_;
+      if (e->second.rows_left() < least_left_->second.rows_left()) least_left_ = e;
+    }
+  }
+  bool MayTakeAll(const Entry& e) const {
+    if (e.second.request.priority < priority_) return false;
+    return peers_ == 1 || (&e == least_left_ && !e.second.prefill);
+  }
+
+ private:
+  int priority_ = 0;  // the highest that is running
+  int peers_ = 0;     // requests of that priority
+  const Entry* least_left_ = nullptr;
+};
+
 std::vector<Scheduler::Grant> Scheduler::Plan() {
   Admit();
   const std::vector<Entry*> order = ServingOrder();
-  const bool alone = order.size() == 1;
-  const Entry* least_left = nullptr;
-  for (const Entry* e : order) {
-    const auto left = [](const Entry* x) { return x->second.pass_rows + x->second.later_rows; };
-    if (least_left == nullptr || left(e) < left(least_left)) least_left = e;
-  }
+  const Company company(order);
   std::vector<Grant> grants;
   int64_t free_rows = options_.max_step_rows;
   for (Entry* e : order) {
     Live& live = e->second;
-    const bool whole = alone || (e == least_left && !live.prefill);
-    const int64_t limit = whole ? options_.max_step_rows : options_.prefill_chunk;
+    const int64_t limit = company.MayTakeAll(*e) ? options_.max_step_rows : options_.prefill_chunk;
     const int64_t rows = std::min({live.pass_rows, limit, free_rows});
     if (rows == 0) {
       ++live.skipped;

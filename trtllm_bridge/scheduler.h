@@ -6,14 +6,12 @@
 //
 // 1. Waiting requests are admitted by priority, then in order of arrival, up to max_running.
 // 2. A step has max_step_rows. Running requests are served in order: higher priority; then fewer rows left to
-// the
-//    end, so a narrow request overtakes a wide one; then arrival.
-// 3. While others are live, a request takes at most prefill_chunk rows of a step, so that a wide one cannot
-// stretch the step that a
-//    narrow one sits in. The one with the least left is exempt for its beams' rows: it should finish.
+//    the end, so a narrow request overtakes a wide one; then arrival.
+// 3. While others of its priority or a higher one are live, a request takes at most prefill_chunk rows of a
+//    step: a wide one must not stretch the step that a narrow one sits in. Of the highest priority, the one
+//    with the least left is exempt for its beams' rows: it should finish.
 // 4. Nobody starves: a request that got no rows in kMaxSkippedSteps steps in a row is served first in the
-// next, whatever its priority,
-//    the longest-skipped first.
+//    next, whatever its priority, the longest-skipped first.
 #ifndef GENRECALL_TRTLLM_BRIDGE_SCHEDULER_H_
 #define GENRECALL_TRTLLM_BRIDGE_SCHEDULER_H_
 
@@ -88,8 +86,11 @@ class Scheduler {
     int64_t pass_rows = 0;   // left in the current pass
     int64_t later_rows = 0;  // of the passes after it
     int skipped = 0;         // steps in a row without a row
+    int64_t rows_left() const { return pass_rows + later_rows; }
   };
   using Entry = std::pair<const Id, Live>;
+
+  class Company;
 
   void Admit();
   std::vector<Entry*> ServingOrder();

@@ -14,7 +14,9 @@ from genrecall.tf_ops.index import (
 from genrecall.tf_ops.merge import MergedItems, merge_branches
 from genrecall.tf_ops.metrics import metrics_text
 from genrecall.tf_ops.prompt import AssembledPrompt, assemble_prompt
+from genrecall.tf_ops.request import broadcast_request
 from genrecall.tf_ops.resources import EngineResource, PromptResource, RecallIndexResource
+from genrecall.tf_ops.try_branch import try_branch
 
 __all__ = [
     "AssembledPrompt",
@@ -29,6 +31,7 @@ __all__ = [
     "SemanticIds",
     "acquire_index",
     "assemble_prompt",
+    "broadcast_request",
     "check_request",
     "clean_behaviors",
     "constrained_beam_search",
@@ -37,4 +40,5 @@ __all__ = [
     "merge_branches",
     "metrics_text",
     "popular_items",
+    "try_branch",
 ]

@@ -177,6 +177,7 @@ def test_a_tied_checkpoint_may_store_its_head_too(copied, gguf_file, tmp_path):
         (dict(hidden_act="gelu"), "hidden_act = 'gelu': expected 'silu'"),
         (dict(use_sliding_window=True), "use_sliding_window = True"),
         (dict(layer_types=["full_attention", "sliding_attention"]), "layer_types = 'sliding_att"),
+        (dict(is_causal=False), "is_causal = False: expected True"),
         (dict(quantization_config={"bits": 4}), "quantization_config = "),
         (
             dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
@@ -339,6 +340,7 @@ def sid_tokens(values):
             RuntimeError,
             "sliding-window attention is not",
         ),
+        (put("qwen2.attention.causal", False), RuntimeError, "not causal is not supported"),
         (put("qwen2.expert_count", 8), RuntimeError, "a mixture of experts is not supported"),
         (
             put("qwen2.attention.head_count_kv", 3),

@@ -1,5 +1,7 @@
 """Requests that meet in the CPU engine: batching, overtaking, queue, deadlines, bad input."""
 
+import os
+import shutil
 import threading
 import time
 
@@ -193,6 +195,19 @@ def test_engines_of_the_same_weights_and_options_are_one(small, index):
     assert again.shares_with(small.engine)
     assert again.weights_digest == small.engine.weights_digest
     assert not Engine(small.path, prefill_chunk=5).shares_with(small.engine)
+
+
+def test_weights_in_use_are_not_read_again(slow, tmp_path):
+    """A new version that changed only its graph or index brings the same weights along."""
+    copy = shutil.copy(slow.path, tmp_path / "copy.gguf")
+
+    def bytes_read():
+        with open("/proc/self/io", encoding="ascii") as f:
+            return int(f.readline().split()[1])
+
+    before = bytes_read()
+    assert Engine(copy).shares_with(slow.engine)
+    assert bytes_read() - before < os.path.getsize(copy) / 10
 
 
 def test_a_nan_fails_its_request_alone(tmp_path, index):

@@ -37,9 +37,9 @@ class BeamSearch {
   // The codes of the live beams so far: [live, level].
   const std::vector<int32_t>& prefixes() const { return prefixes_; }
 
-  // Expands the live rows by one level. logits: [live, C_level], row stride `stride`; log_normalizer [live]
-  // for kVocab. Errors: INTERNAL for a logit that is not a number (ConstrainedTopk's message); the search is
-  // then over.
+  // Expands the live rows by one level. logits: [live, C_level], row stride `stride`; log_normalizer
+  // [live] for kVocab. Errors: INTERNAL for a logit that is not a number (ConstrainedTopk's message); the
+  // search is then over.
   Status Advance(const float* logits, int64_t stride, const float* log_normalizer);
 
   // Writes width, beams, sids, score and step_score, padded to W with -1 and -inf. Call when done().
@@ -58,8 +58,8 @@ class BeamSearch {
   TopkBeams beams_;                 // scratch of Advance
 };
 
-// An upper bound of the rows that the passes after the prompt's take: sum over levels 1..L-1 of min(W, number
-// of prefixes).
+// An upper bound of the rows that the passes after the prompt's take: sum over levels 1..L-1 of min(W,
+// number of prefixes).
 int64_t DecodeRowsBound(const RecallIndex& index, int width);
 
 }  // namespace genrecall

@@ -88,6 +88,7 @@ def read_shape(config):
     expect("use_sliding_window", config.get("use_sliding_window", False), False, None)
     for kind in config.get("layer_types") or ():
         expect("layer_types", kind, "full_attention")
+    expect("is_causal", config.get("is_causal", True), True)
     expect("quantization_config", config.get("quantization_config"), None)
     q_heads, kv_heads, hidden = (
         number(k) for k in ("num_attention_heads", "num_key_value_heads", "hidden_size")

@@ -297,8 +297,8 @@ void CpuEngine::Core::SettleStep(const std::vector<StepRunner::Work>& work) {
       scheduler_.Remove(r->id);
       Deliver(r->id, std::move(r->result));
     } else if (r->done_rows == 0) {
-      // Every later level has at least as many prefixes as W or as this one's children: the bound stays one
-      // of W per level.
+      // Every later level has at least as many prefixes as W or as this one's children: the bound stays
+      // one of W per level.
       const int64_t levels_left = levels() - 1 - r->search.level();
       scheduler_.BeginPass(r->id, r->pass_rows, levels_left * r->search.options().width);
     }

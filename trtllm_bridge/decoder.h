@@ -1,5 +1,5 @@
-// The forward pass of a Qwen2 / Qwen3 decoder over the rows of many requests at once. Knows no scheduling and
-// no beam search.
+// The forward pass of a Qwen2 / Qwen3 decoder over the rows of many requests at once. Knows no scheduling
+// and no beam search.
 #ifndef GENRECALL_TRTLLM_BRIDGE_DECODER_H_
 #define GENRECALL_TRTLLM_BRIDGE_DECODER_H_
 
@@ -39,8 +39,8 @@ class Decoder {
   // The rows' hidden states stay until the next Forward, numbered in the order of the blocks.
   void Forward(const std::vector<RowBlock>& blocks, ThreadPool* pool);
 
-  // Final-norms `n` rows of the last Forward, which the calls below then number 0..n-1. Returns them as T [n,
-  // D].
+  // Final-norms `n` rows of the last Forward, which the calls below then number 0..n-1. Returns them as T
+  // [n, D].
   const void* SelectRows(const int32_t* rows, int n, ThreadPool* pool);
   // Final-normed hidden state of selected row `row`: [D].
   void HiddenState(int row, float* out) const;

@@ -30,8 +30,8 @@ struct DecodeRequest {
   int stable_prefix = 0;                     // tokens that repeat over this user's requests (prefix reuse)
   std::shared_ptr<const RecallIndex> index;  // the request's snapshot
   BeamOptions beam;
-  // steady clock; max(): none. Past it the request ends with DEADLINE_EXCEEDED and its rows are freed at the
-  // next step.
+  // steady clock; max(): none. Past it the request ends with DEADLINE_EXCEEDED and its rows are freed at
+  // the next step.
   std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
   int priority = 0;  // higher goes first; warm-up uses kWarmupPriority
 };
@@ -78,10 +78,10 @@ class Engine {
   virtual int hidden_size() const = 0;
   virtual int max_prompt_tokens() const = 0;
 
-  // Never blocks. The callback is called exactly once, on an engine thread or, when the request is refused,
-  // before Submit returns: INVALID_ARGUMENT (empty or too long prompt, token id out of range, width, index of
-  // another SID space), RESOURCE_EXHAUSTED (queue full), UNAVAILABLE (shutting down). It must not block for
-  // long.
+  // Never blocks. The callback is called exactly once, on an engine thread or, when the request is
+  // refused, before Submit returns: INVALID_ARGUMENT (empty or too long prompt, token id out of range,
+  // width, index of another SID space), RESOURCE_EXHAUSTED (queue full), UNAVAILABLE (shutting down). It
+  // must not block for long.
   virtual RequestId Submit(DecodeRequest request, DecodeCallback callback) = 0;
 
   // The request's callback comes with CANCELLED at the next step; a finished or unknown id is ignored.

@@ -48,6 +48,15 @@ class KeyReader {
                   Cat(file_.path(), ": ", prefix_, key, " is set: ", what, " is not supported")));
     }
   }
+  void On(const std::string& key, const char* otherwise) {
+    const auto it = file_.metadata().find(prefix_ + key);
+    if (it == file_.metadata().end()) return;
+    const bool* on = std::get_if<bool>(&it->second);
+    if (on == nullptr || !*on) {
+      Fail(Status(Code::kUnimplemented,
+                  Cat(file_.path(), ": ", prefix_, key, " is off: ", otherwise, " is not supported")));
+    }
+  }
   void Fail(Status status) {
     if (status_.ok()) status_ = std::move(status);
   }
@@ -101,6 +110,7 @@ Result<DecoderConfig> ReadDecoderConfig(const GgufFile& file) {
   keys.Off("rope.scaling.type", "rope scaling");
   keys.Off("attention.sliding_window", "sliding-window attention");
   keys.Off("expert_count", "a mixture of experts");
+  keys.On("attention.causal", "attention that is not causal");
   if (!keys.status().ok()) return keys.status();
 
   if (config.q_heads % config.kv_heads != 0) {

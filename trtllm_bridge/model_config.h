@@ -32,10 +32,10 @@ struct DecoderConfig {
   int qkv_dim() const { return q_dim() + 2 * kv_dim(); }
 };
 
-// Metadata as llama.cpp names it ("qwen2.block_count"); vocab is the embedding's first dimension.
-// Errors: UNIMPLEMENTED for another architecture, rope scaling, sliding window, mixture of experts,
-// non-causal attention; DATA_LOSS for a missing key; INVALID_ARGUMENT for a value out of bounds. All name the
-// file and the key.
+// Metadata as llama.cpp names it ("qwen2.block_count"); vocab is the embedding's first dimension. Errors:
+// UNIMPLEMENTED for another architecture, rope scaling, sliding window, mixture of experts, non-causal
+// attention; DATA_LOSS for a missing key; INVALID_ARGUMENT for a value out of bounds. All name the file
+// and the key.
 Result<DecoderConfig> ReadDecoderConfig(const GgufFile& file);
 
 // The stored table (level, code) -> token id of a SID space.
@@ -44,8 +44,8 @@ struct SidTokens {
   std::vector<std::vector<int32_t>> token;  // [L][C_l], each in 0..V-1, distinct within a level
 };
 
-// Keys genrecall.level_sizes, genrecall.sid_space_digest and tensor genrecall.sid_token_ids (I32, level after
-// level).
+// Keys genrecall.level_sizes, genrecall.sid_space_digest and tensor genrecall.sid_token_ids (I32, level
+// after level).
 Result<SidTokens> ReadSidTokens(const GgufFile& file, int vocab);
 
 }  // namespace genrecall

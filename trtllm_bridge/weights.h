@@ -29,10 +29,10 @@ struct LayerWeights {
 // Immutable once loaded; shared by every request.
 class DecoderWeights {
  public:
-  // Errors name the file and the tensor: missing, unexpected, of another shape or dtype than its neighbours.
-  // Matrices that lie side by side in the file (checkpoint.convert writes q, k, v and gate, up so) are read
-  // where they are and the file's bytes are kept; else all are copied and the file is let go, so weights are
-  // held once either way.
+  // Errors name the file and the tensor: missing, unexpected, of another shape or dtype than its
+  // neighbours. Matrices that lie side by side in the file (checkpoint.convert writes q, k, v and gate,
+  // up so) are read where they are and the file's bytes are kept; else all are copied and the file is let
+  // go, so weights are held once either way.
   static Result<std::shared_ptr<const DecoderWeights>> Load(std::shared_ptr<const GgufFile> file);
 
   DecoderWeights(const DecoderWeights&) = delete;

@@ -116,8 +116,11 @@ def running_server(models, log_path):
     Raises:
       RuntimeError: it ended, or was not ready within SERVER_START_S; names the log.
     """
-    from genrecall.serving.client import Client
-    from genrecall.serving.errors import ServingError
+    from genrecall.serving.quiet import quiet_stderr
+
+    with quiet_stderr():
+        from genrecall.serving.client import Client
+        from genrecall.serving.errors import ServingError
 
     grpc_port, rest_port = free_port(), free_port()
     arguments = ["serve", "--model_base_path", models, "--model_name", MODEL]

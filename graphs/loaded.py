@@ -16,8 +16,17 @@ class LoadedModel:
           tf.errors.OpError: an asset is missing, damaged or of another SID space.
         """
         self._session = tf.compat.v1.Session(graph=tf.Graph())
-        with self._session.graph.as_default():
-            loaded = tf.compat.v1.saved_model.load(self._session, ["serve"], str(folder))
+        logger = tf.get_logger()
+        level = logger.level
+        logger.setLevel("ERROR")  # it advises tf.saved_model.load, which runs functions eagerly
+        try:
+            with self._session.graph.as_default():
+                loaded = tf.compat.v1.saved_model.load(self._session, ["serve"], str(folder))
+        except BaseException:
+            self._session.close()
+            raise
+        finally:
+            logger.setLevel(level)
         self.signatures = dict(loaded.signature_def)
 
     def __call__(self, inputs, signature="serving_default") -> dict:

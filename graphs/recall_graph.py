@@ -83,7 +83,8 @@ class RecallGraph(tf.Module):
         )
         outputs = {
             "item_id": merged.item_id,
-            "score": merged.score,
+            # A number that JSON has, for clients of the REST API.
+            "score": tf.where(merged.item_id >= 0, merged.score, 0.0),
             "branch_mask": merged.branch_mask,
             "semantic_id": known.sids,
             "num_items": merged.num_items,
@@ -186,7 +187,7 @@ def _nothing(rows, spec):
 # Outputs of `serve` with their shapes; K = options.num_items, L = levels, N = branches.
 OUTPUTS = {
     "item_id": ("int64", ["B", "K"], "best first; -1 pads"),
-    "score": ("float32", ["B", "K"], "given by the branch that placed the item; -inf pads"),
+    "score": ("float32", ["B", "K"], "given by the branch that placed the item; 0 pads"),
     "branch_mask": ("int32", ["B", "K"], "bit n: branch n proposed the item"),
     "semantic_id": ("int32", ["B", "K", "L"], "codes of the item; -1 pads"),
     "num_items": ("int32", ["B"], "items of the row"),

@@ -1,192 +1,8 @@
-// Python door of the engine: blocking decode of a batch, and requests in flight. No callback ever runs
-// Python: results wait in C++ until somebody asks, so engine threads need no GIL.
-#include <algorithm>
-#include <condition_variable>
-#include <limits>
-#include <mutex>
-
-#include "trtllm_bridge/bindings_parts.h"
-#include "trtllm_bridge/cpu_engine.h"
+// Python door of the engine: blocking decode of a batch, requests in flight, what the engine says of itself.
+#include "trtllm_bridge/bindings_requests.h"
 
 namespace genrecall {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-const char* CodeName(Code code) {
-  switch (code) {
-    case Code::kCancelled:
-      return "CANCELLED";
-    case Code::kDeadlineExceeded:
-      return "DEADLINE_EXCEEDED";
-    case Code::kResourceExhausted:
-      return "RESOURCE_EXHAUSTED";
-    case Code::kUnimplemented:
-      return "UNIMPLEMENTED";
-    case Code::kUnavailable:
-      return "UNAVAILABLE";
-    default:
-      return "INTERNAL";
-  }
-}
-
-// Files' and arguments' errors as everywhere; a request's end as RuntimeError("CANCELLED: ...").
-[[noreturn]] void ThrowRequestStatus(const Status& status, const std::string& where) {
-  if (status.code() == Code::kInvalidArgument) throw py::value_error(where + status.message());
-  throw std::runtime_error(Cat(CodeName(status.code()), ": ", where, status.message()));
-}
-
-// Where a request's result waits.
-class Slot {
- public:
-  void Put(DecodeResult result) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    result_ = std::move(result);
-    done_ = true;
-    changed_.notify_all();
-  }
-  bool done() const {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return done_;
-  }
-  // Waits without the GIL, looking for Ctrl-C now and then. False: not done in time.
-  bool Wait(Clock::time_point until) {
-    for (;;) {
-      {
-        py::gil_scoped_release release;
-        std::unique_lock<std::mutex> lock(mutex_);
-        const auto slice = std::min(until, Clock::now() + std::chrono::milliseconds(200));
-        if (changed_.wait_until(lock, slice, [&] { return done_; })) return true;
-      }
-      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-      if (Clock::now() >= until) return false;
-    }
-  }
-  const DecodeResult& result() const { return result_; }  // once done
-
- private:
-  mutable std::mutex mutex_;
-  std::condition_variable changed_;
-  DecodeResult result_;
-  bool done_ = false;
-};
-
-py::dict ResultDict(const DecodeResult& r, py::ssize_t levels) {
-  const py::ssize_t width = r.width;
-  py::dict out;
-  out["sids"] = ToArray(r.sids, {width, levels});
-  out["score"] = ToArray(r.score, {width});
-  out["step_score"] = ToArray(r.step_score, {width, levels});
-  out["user_state"] = ToArray(r.user_state, {static_cast<py::ssize_t>(r.user_state.size())});
-  out["beams"] = r.beams;
-  return out;
-}
-
-// A request in flight. Holds the engine weakly: an engine that is dropped ends its requests with UNAVAILABLE.
-class PyRequest {
- public:
-  PyRequest(const std::shared_ptr<CpuEngine>& engine, DecodeRequest request)
-      : engine_(engine), levels_(static_cast<py::ssize_t>(engine->sid_space().level_sizes.size())) {
-    id_ = engine->Submit(std::move(request), [slot = slot_](DecodeResult r) { slot->Put(std::move(r)); });
-  }
-  RequestId id() const { return id_; }
-  bool done() const { return slot_->done(); }
-  void Cancel() {
-    if (const auto engine = engine_.lock()) engine->Cancel(id_);
-  }
-  py::dict ResultWithin(std::optional<double> timeout_s) {
-    if (!slot_->Wait(Until(timeout_s))) {
-      PyErr_SetString(PyExc_TimeoutError, Cat("request not done within ", *timeout_s, " s").c_str());
-      throw py::error_already_set();
-    }
-    const DecodeResult& r = slot_->result();
-    if (!r.status.ok()) ThrowRequestStatus(r.status, "");
-    return ResultDict(r, levels_);
-  }
-
- private:
-  static Clock::time_point Until(std::optional<double> timeout_s) {
-    if (!timeout_s || *timeout_s > 1e8) return Clock::time_point::max();
-    return Clock::now() + std::chrono::microseconds(static_cast<int64_t>(std::max(0.0, *timeout_s) * 1e6));
-  }
-
-  std::weak_ptr<CpuEngine> engine_;
-  py::ssize_t levels_;
-  std::shared_ptr<Slot> slot_ = std::make_shared<Slot>();
-  RequestId id_ = 0;
-};
-
-struct DecodeOptions {
-  std::vector<int> width;  // [B]
-  Normalize normalize;
-  float temperature;
-};
-
-// Everything of a batch, in windows that the engine's queue can take: a batch may be larger than the queue.
-class BatchDecode {
- public:
-  BatchDecode(CpuEngine* engine, std::shared_ptr<const RecallIndex> index) : engine_(engine), index_(index) {}
-  ~BatchDecode() {  // after an error or Ctrl-C: nobody wants the rest
-    for (const InFlight& f : in_flight_) engine_->Cancel(f.id);
-  }
-
-  std::vector<std::shared_ptr<Slot>> Run(const Array<int32_t>& tokens, const Array<int32_t>& length,
-                                         const DecodeOptions& options) {
-    const py::ssize_t batch = tokens.shape(0), row_size = tokens.shape(1);
-    for (py::ssize_t b = 0; b < batch; ++b) {
-      const int32_t* row = tokens.data() + b * row_size;
-      const int32_t n = length.data()[b];
-      if (n < 0 || n > row_size) {
-        throw py::value_error(Cat("length[", b, "] = ", n, ": expected 1..P = ", row_size));
-      }
-      DecodeRequest request;
-      request.prompt.assign(row, row + n);
-      request.index = index_;
-      request.beam.width = options.width[b];
-      request.beam.normalize = options.normalize;
-      request.beam.temperature = options.temperature;
-      slots_.push_back(SubmitWaiting(request));
-    }
-    for (const auto& slot : slots_) slot->Wait(Clock::time_point::max());
-    in_flight_.clear();
-    for (size_t b = 0; b < slots_.size(); ++b) {
-      const Status& status = slots_[b]->result().status;
-      if (!status.ok()) ThrowRequestStatus(status, slots_.size() > 1 ? Cat("row ", b, ": ") : "");
-    }
-    return slots_;
-  }
-
- private:
-  struct InFlight {
-    RequestId id;
-    std::shared_ptr<Slot> slot;
-  };
-
-  // Submits; while the queue is full, waits for the oldest of the batch to end and tries again.
-  std::shared_ptr<Slot> SubmitWaiting(const DecodeRequest& request) {
-    for (;;) {
-      auto slot = std::make_shared<Slot>();
-      const RequestId id = engine_->Submit(request, [slot](DecodeResult r) { slot->Put(std::move(r)); });
-      const bool refused = slot->done() && slot->result().status.code() == Code::kResourceExhausted;
-      while (!in_flight_.empty() && in_flight_.front().slot->done()) in_flight_.erase(in_flight_.begin());
-      if (!refused) {
-        in_flight_.push_back({id, slot});
-        return slot;
-      }
-      const auto soon = Clock::now() + std::chrono::milliseconds(5);
-      if (in_flight_.empty()) {
-        std::make_shared<Slot>()->Wait(soon);  // others fill the queue
-      } else {
-        in_flight_.front().slot->Wait(Clock::time_point::max());
-      }
-    }
-  }
-
-  CpuEngine* engine_;
-  std::shared_ptr<const RecallIndex> index_;
-  std::vector<InFlight> in_flight_;
-  std::vector<std::shared_ptr<Slot>> slots_;
-};
 
 // beam_width: one number, or one per row.
 std::vector<int> Widths(const py::object& beam_width, py::ssize_t batch) {
@@ -316,14 +132,75 @@ py::array_t<float> Forward(CpuEngine& engine, const py::object& tokens_in) {
 
 }  // namespace
 
+namespace {
+
+constexpr char kEngineDoc[] = R"(The decoder engine of a weights file.
+
+Engines of the same weights and options in a process are one. Thread-safe; the GIL is released while it works.
+
+Args:
+  weights_path: model.gguf, as checkpoint.convert writes it.
+  num_threads: 0: GENRECALL_CPU_THREADS, else the CPUs this process may run on.
+  max_queue: requests that may wait; more are refused with RESOURCE_EXHAUSTED.
+  max_step_rows: rows of one step.
+  prefill_chunk: rows of one request per step at most, while others of its priority are live.
+  max_prompt_tokens: longer prompts are refused.
+
+Raises:
+  ValueError, RuntimeError: weights or options that cannot be run; names the tensor, key or option.
+  FileNotFoundError; kernels.DataLossError: a damaged file.)";
+
+constexpr char kDecodeDoc[] = R"(Decodes a batch and waits for it. A batch may be larger than the queue.
+
+Args:
+  tokens: int32 [B, P], prompts, padded with anything.
+  length: int32 [B], tokens of each prompt, 1..P.
+  index: RecallIndex of the weights' SID space.
+  beam_width: one number or int32 [B], each 1..4096; W is the largest.
+  normalize: "level" (softmax over the level's codes), "legal" (over the allowed ones), "vocab" (over all).
+  temperature: > 0; logits are divided by it.
+
+Returns:
+  dict: sids int32 [B, W, L] (-1 pads), score float32 [B, W] (-inf pads), step_score float32 [B, W, L],
+  user_state float32 [B, D], beams int32 [B] (real beams of each row).
+
+Raises:
+  ValueError: names the row, the input and what was expected. RuntimeError: the request failed ("INTERNAL: ...").)";
+
+constexpr char kSubmitDoc[] = R"(Puts one request in flight.
+
+Args:
+  tokens: int32 [P], the prompt.
+  index, beam_width, normalize, temperature: as for decode.
+  priority: higher goes first; -1000 is warm-up's.
+  deadline_ms: from now; past it the request ends with DEADLINE_EXCEEDED. 0: none.
+
+Returns:
+  a Request. What is wrong with the request is raised by its result().)";
+
+constexpr char kResultDoc[] = R"(Waits for the request, without the GIL.
+
+Args:
+  timeout_s: seconds; None waits for ever.
+
+Returns:
+  dict as decode's without the batch dimension; beams is an int.
+
+Raises:
+  TimeoutError: not done yet; the request goes on. ValueError: a bad request. RuntimeError: "CANCELLED: ...",
+  "DEADLINE_EXCEEDED: ...", "RESOURCE_EXHAUSTED: ...", "UNAVAILABLE: ...", "INTERNAL: ...".)";
+
+}  // namespace
+
 void BindEngine(py::module_& m) {
   py::class_<PyRequest>(m, "Request", "A request in flight.")
       .def_property_readonly("id", &PyRequest::id)
       .def("done", &PyRequest::done)
-      .def("cancel", &PyRequest::Cancel)
-      .def("result", &PyRequest::ResultWithin, py::arg("timeout_s") = py::none());
+      .def("cancel", &PyRequest::Cancel,
+           "Ends the request with CANCELLED at the next step, if it is not done.")
+      .def("result", &PyRequest::ResultWithin, py::arg("timeout_s") = py::none(), kResultDoc);
 
-  py::class_<CpuEngine, std::shared_ptr<CpuEngine>>(m, "Engine")
+  py::class_<CpuEngine, std::shared_ptr<CpuEngine>>(m, "Engine", kEngineDoc)
       .def(py::init([](const py::object& weights_path, int num_threads, int max_queue, int max_step_rows,
                        int prefill_chunk, int max_prompt_tokens, const std::string& engine) {
              EngineOptions options;
@@ -338,14 +215,17 @@ void BindEngine(py::module_& m) {
            py::arg("max_step_rows") = 512, py::arg("prefill_chunk") = 128,
            py::arg("max_prompt_tokens") = 4096, py::arg("engine") = "cpu")
       .def("decode", &Decode, py::arg("tokens"), py::arg("length"), py::arg("index"), py::kw_only(),
-           py::arg("beam_width") = 50, py::arg("normalize") = "level", py::arg("temperature") = 1.0f)
+           py::arg("beam_width") = 50, py::arg("normalize") = "level", py::arg("temperature") = 1.0f,
+           kDecodeDoc)
       .def("submit", &SubmitRequest, py::arg("tokens"), py::arg("index"), py::kw_only(),
            py::arg("beam_width") = 50, py::arg("normalize") = "level", py::arg("temperature") = 1.0f,
-           py::arg("priority") = 0, py::arg("deadline_ms") = 0)
-      .def("forward", &Forward, py::arg("tokens"))
-      .def("stats", &StatsDict)
-      .def("record_steps", &CpuEngine::RecordSteps, py::arg("on"))
-      .def("take_step_log", &StepLog)
+           py::arg("priority") = 0, py::arg("deadline_ms") = 0, kSubmitDoc)
+      .def("forward", &Forward, py::arg("tokens"),
+           "Logits float32 [T, V] of int32 [T] tokens: one prefill, no trie.")
+      .def("stats", &StatsDict, "Counters since the start, and what is queued, running and held now.")
+      .def("record_steps", &CpuEngine::RecordSteps, py::arg("on"), "Keeps a log of steps, or forgets it.")
+      .def("take_step_log", &StepLog,
+           "The steps since the last call: [{step, rows: [{request, prefill, level, rows}]}].")
       .def(
           "shares_with", [](const CpuEngine& a, const CpuEngine& b) { return &a == &b; }, py::arg("other"))
       .def_property_readonly("hidden_size", &CpuEngine::hidden_size)

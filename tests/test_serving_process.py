@@ -1,67 +1,30 @@
 """`genrecall serve` as a process of its own: start-up, log lines, waiting for a model, SIGTERM."""
 
 import argparse
-import os
-import pathlib
 import signal
-import socket
-import subprocess
-import sys
 import time
 
-import genrecall.serving
 import grpc
 import numpy as np
 import pytest
 from genrecall.serving import server
 from genrecall.serving.client import Client
 from genrecall.serving.errors import ServingError
+from server_process import ServerProcess
 from toy_model import expected_y, export, request
 
 X = np.array([[1, 2, 3]], np.float32)
-PACKAGE_PARENT = pathlib.Path(genrecall.serving.__file__).absolute().parents[2]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Process:
-    """A running `genrecall serve`; its log goes to a file."""
-
-    def __init__(self, log_path, *flags):
-        self.port = free_port()
-        self.log_path = log_path
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PACKAGE_PARENT), *sys.path])}
-        with open(log_path, "wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "genrecall.cli", "serve", "--port", str(self.port), *flags],
-                stderr=log,
-                env=environment,
-            )
-
-    def log(self):
-        return self.log_path.read_text()
-
-    def wait_for_log(self, text, timeout_s=60.0):
-        end = time.monotonic() + timeout_s
-        while text not in self.log():
-            assert self.process.poll() is None and time.monotonic() < end, self.log()
-            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory):
     """A server whose base path does not exist yet."""
     base = tmp_path_factory.mktemp("process") / "toy"
-    flags = ["--model_base_path", str(base), "--model_name", "toy", "--rest_api_port", "0"]
+    flags = ["--model_base_path", str(base), "--model_name", "toy"]
     quick = ["--file_system_poll_wait_seconds", "0.1", "--shutdown_grace_seconds", "20"]
-    running = Process(base.parent / "log", *flags, *quick)
+    running = ServerProcess(base.parent / "log", *flags, *quick)
     yield running, base
-    running.process.kill()
-    running.process.wait()
+    running.kill()
 
 
 def test_a_server_waits_for_its_base_path_then_drains_on_sigterm(started):

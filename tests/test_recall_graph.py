@@ -1,5 +1,6 @@
 """The recall graph beside an oracle without TensorFlow; its interface; what it makes of batches."""
 
+import concurrent.futures
 import dataclasses
 
 import numpy as np
@@ -30,9 +31,9 @@ def weights(tiny, tmp_path_factory):
 def build(tiny, weights):
     artefacts = Artefacts.load(tiny.checkpoint, tiny.index)
 
-    def build(branches=(), **options):
+    def build(branches=(), engine=None, **options):
         options = RecallOptions(**{**tiny_model.OPTIONS, **options})
-        engine = {"num_threads": 1}
+        engine = {"num_threads": 1, **(engine or {})}
         return build_recall_graph(artefacts, weights, options, engine=engine, branches=branches)
 
     return build
@@ -91,6 +92,26 @@ def test_a_row_is_answered_alike_alone_and_in_a_batch(graph, truth):
         alone = ask(graph, {name: value[b : b + 1] for name, value in users.items()})
         for name in OUTPUTS:
             assert (alone[name][0] == together[name][b]).all(), name
+
+
+def test_concurrent_requests_are_answered_as_if_alone(graph, truth):
+    """Bit for bit, although the engine runs their rows in the same steps."""
+    users = [tiny_model.random_users(truth_model(truth), 2, seed=s) for s in range(8)]
+    alone = [ask(graph, u, "explain") for u in users]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda u: ask(graph, u, "explain"), users * 5))
+    for i, answer in enumerate(together):
+        for name, value in alone[i % 8].items():
+            np.testing.assert_array_equal(answer[name], value, err_msg=name)
+
+
+def test_a_full_queue_costs_the_refused_rows_one_branch(build, truth):
+    graph = build(engine={"max_queue": 1})
+    answer = ask(graph, tiny_model.random_users(truth_model(truth), 40, seed=10))
+    status = answer["branch_status"]
+    assert set(status[:, 0]) == {0, 8} and not status[:, 1].any()
+    assert (answer["num_items"] == K).all()
+    assert (answer["branch_mask"][status[:, 0] == 8] == 2).all()
 
 
 def test_defaults(graph, truth):

@@ -31,7 +31,7 @@ class RecallOptions:
     temperature: float = 1.0
     per_sid_cap: int = 0
     deadline_ms: int = 1000
-    reply_reserve_ms: int = 5
+    reply_reserve_ms: int = 10
     quotas: dict = dataclasses.field(default_factory=dict)
     branch_threads: int = 64
 

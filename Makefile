@@ -48,6 +48,9 @@ bazel-test: $(BUILT)
 	bazel/install.sh
 	PATH="$(abspath $(BIN)):$$PATH" bazel build //...
 	PATH="$(abspath $(BIN)):$$PATH" bazel test //...
+	@echo "== the ops linked into a foreign binary, as a TF Serving build does"
+	cd bazel/serving_test && PATH="$(abspath $(BIN)):$$PATH" bazel \
+	  --bazelrc=../../.bazelrc.local --bazelrc=../../.bazelrc test //...
 
 clean:
 	rm -rf build dist demo $(VENV) *.egg-info

@@ -21,6 +21,7 @@ def genrecall_cc_library(name, exclude, deps = [], **kwargs):
             name = part,
             srcs = [source],
             copts = GENRECALL_COPTS + isa_copts(source),
+            linkstatic = 1,
             deps = [headers],
         )
         parts.append(part)
@@ -30,6 +31,8 @@ def genrecall_cc_library(name, exclude, deps = [], **kwargs):
         hdrs = native.glob(["*.h"]),
         copts = GENRECALL_COPTS,
         linkopts = ["-pthread"],
+        # Symbols are hidden, so the pieces cannot be shared objects of their own.
+        linkstatic = 1,
         deps = deps + parts,
         **kwargs
     )

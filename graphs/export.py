@@ -205,6 +205,12 @@ def configure(parser):
         help="default of a request; 0: none",
     )
     add(
+        "--reply_reserve_ms",
+        type=int,
+        default=defaults.reply_reserve_ms,
+        help="of a deadline, kept from the branches to merge and answer",
+    )
+    add(
         "--quota",
         nargs="+",
         default=[],
@@ -230,6 +236,7 @@ def main(args):
         normalize=args.normalize,
         per_sid_cap=args.per_sid_cap,
         deadline_ms=args.deadline_ms,
+        reply_reserve_ms=args.reply_reserve_ms,
         quotas=dict(parse_quota(text) for text in args.quota),
     )
     export(

@@ -14,7 +14,7 @@ SOURCES := setup.py pyproject.toml build_defs.bzl $(wildcard kernels/*.cc kernel
 $(INSTALLED): constraints.txt pyproject.toml
 	@echo "== virtual environment in $(VENV) (TensorFlow and PyTorch: a few minutes the first time)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) setuptools wheel pybind11 tensorflow
+	$(PIP) 'setuptools>=77' wheel pybind11 tensorflow
 	touch $@
 
 $(BUILT): $(INSTALLED) $(SOURCES)

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 
 # verb -> (module, one-line help). A module has configure(parser) and main(args) -> int | None, and
@@ -21,7 +22,9 @@ VERBS = {
 
 
 def main(argv=None):
-    """Runs one verb, returns its exit status. Bad input: one line on stderr and status 2."""
+    """Runs one verb, returns its exit status. Bad input: one line on stderr and status 2; with
+    GENRECALL_TRACEBACK set, the traceback instead.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(
         prog="genrecall", description="Generative recall for TensorFlow Serving."
@@ -37,7 +40,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         return module.main(args) or 0
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # damaged files: kernels.DataLossError
+        if os.environ.get("GENRECALL_TRACEBACK"):
+            raise
         print(f"genrecall {args.verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ DIR/<version>/saved_model.pb, assets/{model,recall_index,prompt}.gguf,
 
 import contextlib
 import dataclasses
+import errno
 import pathlib
 import re
 import shutil
@@ -59,14 +60,17 @@ def export(
 
     Raises:
       ValueError: artefacts that do not belong together, options out of range, a version < 1.
-      FileExistsError: the version is there already.
+      FileExistsError: the version is there already, or another export came first with it.
       RuntimeError: the finished model failed its check.
+      tf.errors.OpError: weights or an engine option were refused.
     """
     options, engine = options or RecallOptions(), dict(engine or {})
     output = pathlib.Path(output)
     version = next_version(output) if version is None else version
     if version < 1:
         raise ValueError(f"version = {version}: expected >= 1")
+    if not 0 <= warmup <= samples.MAX_WARMUP:
+        raise ValueError(f"warmup = {warmup}: expected 0..{samples.MAX_WARMUP}")
     target = output / str(version)
     if target.exists():
         raise FileExistsError(f"{target}: exists already; versions are never overwritten")
@@ -95,7 +99,7 @@ def export(
         if check:
             report("check the exported model")
             _check(new, requests)
-        new.rename(target)
+        _publish(new, target)
     report(f"exported {target}")
     return target
 
@@ -148,6 +152,15 @@ def _load(checkpoint, index, work):
         prompt = work / "compiled_prompt.gguf"
         compile_prompt(checkpoint, prompt)
     return Artefacts.load(checkpoint, index, prompt)
+
+
+def _publish(new, target):
+    try:
+        new.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise FileExistsError(f"{target}: another export came first with this version") from error
 
 
 def _asset_sources(artefacts, work):
@@ -239,18 +252,21 @@ def main(args):
         reply_reserve_ms=args.reply_reserve_ms,
         quotas=dict(parse_quota(text) for text in args.quota),
     )
-    export(
-        args.checkpoint,
-        args.index,
-        args.output,
-        version=args.version,
-        dtype=args.dtype,
-        options=options,
-        engine={"num_threads": args.threads},
-        warmup=args.warmup,
-        check=not args.no_check,
-        report=lambda line: print(line, flush=True),
-    )
+    try:
+        export(
+            args.checkpoint,
+            args.index,
+            args.output,
+            version=args.version,
+            dtype=args.dtype,
+            options=options,
+            engine={"num_threads": args.threads},
+            warmup=args.warmup,
+            check=not args.no_check,
+            report=lambda line: print(line, flush=True),
+        )
+    except tf.errors.OpError as error:
+        raise RuntimeError(re.sub(r"^\{\{.*?\}\} | \[Op:.*$|\n.*", "", error.message)) from error
 
 
 def parse_quota(text):

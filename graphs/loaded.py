@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from genrecall.tf_ops import library
+
 
 class LoadedModel:
     """Answers requests of named arrays; inputs left out take the defaults written into the model.
@@ -15,6 +17,7 @@ class LoadedModel:
         Raises:
           tf.errors.OpError: an asset is missing, damaged or of another SID space.
         """
+        tf.load_op_library(library.path())  # once a process, however often it is called
         self._session = tf.compat.v1.Session(graph=tf.Graph())
         logger = tf.get_logger()
         level = logger.level

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 MAX_BEAM_WIDTH = 4096  # kMaxBeamWidth of trtllm_bridge/engine.h
+MAX_NUM_ITEMS = 1 << 20  # an answer is padded to it
 NORMALIZE = ("level", "legal", "vocab")
 
 
@@ -40,7 +41,7 @@ class RecallOptions:
             if not ok:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected {what}")
 
-        expect("num_items", self.num_items >= 1, ">= 1")
+        expect("num_items", 1 <= self.num_items <= MAX_NUM_ITEMS, f"1..{MAX_NUM_ITEMS}")
         limit = f"1..{MAX_BEAM_WIDTH}"
         expect("max_beam_width", 1 <= self.max_beam_width <= MAX_BEAM_WIDTH, limit)
         in_range = 1 <= self.beam_width <= self.max_beam_width
@@ -48,6 +49,7 @@ class RecallOptions:
         expect("normalize", self.normalize in NORMALIZE, "|".join(NORMALIZE))
         expect("temperature", math.isfinite(self.temperature) and self.temperature > 0, "> 0")
         expect("per_sid_cap", self.per_sid_cap >= 0, ">= 0")
+        expect("deadline_ms", self.deadline_ms < 1 << 31, "< 2^31")
         expect("reply_reserve_ms", self.reply_reserve_ms >= 0, ">= 0")
         expect("branch_threads", self.branch_threads >= 1, ">= 1")
 

@@ -85,6 +85,26 @@ BROKEN = {
         dict(items='{"id": 1, "price": NaN}\n', sequences_txt="1 1\n"),
         r":1: price = nan: expected a finite",
     ),
+    "price beyond float32": (
+        dict(items='{"id": 1, "price": 1e39}\n', sequences_txt="1 1\n"),
+        r":1: price = 1e\+39: expected a finite",
+    ),
+    "price of 400 digits": (
+        dict(items='{"id": 1, "price": ' + "9" * 400 + "}\n", sequences_txt="1 1\n"),
+        r"items\.jsonl:1: price = 9{40}: expected a finite",
+    ),
+    "id of 5000 digits": (
+        dict(items='{"id": ' + "9" * 5000 + "}\n", sequences_txt="1 1\n"),
+        r"items\.jsonl:1: bad JSON: Exceeds the limit",
+    ),
+    "deep JSON": (
+        dict(items='{"id": ' + "[" * 100_000 + "\n", sequences_txt="1 1\n"),
+        r"items\.jsonl:1: bad JSON: maximum recursion",
+    ),
+    "long field": (
+        dict(events_csv=HEADER + '1,2,click,ad,"' + "5" * 200_000 + '"\n'),
+        r"events\.csv:2: bad CSV: field larger",
+    ),
     "empty items": (dict(items="", sequences_txt="1 1\n"), r"items\.jsonl: empty file"),
     "empty sequences": (dict(sequences_txt=""), r"sequences\.txt: empty file"),
     "unknown item": (dict(sequences_txt="1 1 2\n2 1 99\n"), r"sequences\.txt:2: unknown item 99"),
@@ -139,6 +159,10 @@ def test_bytes_that_are_not_utf8(tmp_path):
     folder = write_folder(tmp_path, sequences_txt="1 1\n")
     (tmp_path / "items.jsonl").write_bytes(b'{"id": 1}\n{"id": 2, "title": "\xff"}\n')
     with pytest.raises(ValueError, match=r"items\.jsonl:2: not UTF-8"):
+        read_data(folder)
+    folder = write_folder(tmp_path / "table")
+    (tmp_path / "table" / "events.csv").write_bytes((HEADER + "1,1,click,ad,5\n").encode("utf-16"))
+    with pytest.raises(ValueError, match=r"events\.csv: not UTF-8"):
         read_data(folder)
 
 

@@ -153,3 +153,22 @@ def test_a_table_that_lacks_an_item_is_refused(tmp_path):
     sids = SemanticIds(np.array([1, 2, 3]), np.zeros((3, 1), np.int32), (1,), "")
     with pytest.raises(ValueError, match="no semantic ID for 1 items of the data, first 4"):
         sids.check_items(items, "x.npz")
+
+
+def test_what_is_no_table_of_semantic_ids_is_refused_by_name(tmp_path):
+    path = tmp_path / "semantic_ids.npz"
+    np.savez(path, item_id=np.arange(300))
+    whole = path.read_bytes()
+    bad = {
+        "truncated": whole[: len(whole) // 2],
+        "flipped": whole[:150] + bytes([whole[150] ^ 1]) + whole[151:],
+        "empty": b"",
+        "text": b"item_id",
+        "incomplete": whole,
+    }
+    for content in bad.values():
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"semantic_ids\.npz: (not a readable|no array)"):
+            SemanticIds.load(str(path))
+    with pytest.raises(FileNotFoundError):
+        SemanticIds.load(str(tmp_path / "none.npz"))

@@ -20,6 +20,8 @@ ACTIONS = {"exposure": 0, "click": 1, "conversion": 2}
 DOMAINS = {"ad": 0, "content": 1}
 EVENT_COLUMNS = ("user_id", "item_id", "action", "domain", "timestamp")
 
+MAX_NUMBER = float(np.finfo(np.float32).max)
+
 # sequences.txt has order but no times. Its events get times further apart than any sensible repeat
 # window, so that behaviour cleaning keeps every one of them.
 SEQUENCE_START_S = 1_577_836_800  # 2020-01-01
@@ -177,30 +179,28 @@ def read_event_table(path, items):
     """
     users, columns = {}, ([], [], [], [], [])
     user_column, item_column, action_column, domain_column, time_column = columns
-    with open(path, encoding="utf-8-sig", newline="") as f:
-        reader = csv.reader(f)
-        header = next(reader, None)
-        if header is None:
-            raise ValueError(f"{path}: empty file")
-        missing = [c for c in EVENT_COLUMNS if c not in header]
-        if missing:
-            raise ValueError(f"{path}:1: missing column {missing[0]!r}; found {','.join(header)}")
-        at = [header.index(c) for c in EVENT_COLUMNS]
-        for row in reader:
-            if not row:
-                continue
-            where = f"{path}:{reader.line_num}"
-            if len(row) != len(header):
-                raise ValueError(f"{where}: {len(row)} fields: expected {len(header)}")
-            user, item, action, domain, time = (row[i] for i in at)
-            item = _integer(where, "item_id", item)
-            if item not in items.row_of:
-                raise ValueError(f"{where}: unknown item {item}: not in items.jsonl")
-            user_column.append(users.setdefault(_integer(where, "user_id", user), len(users)))
-            item_column.append(item)
-            action_column.append(_name(where, "action", action, ACTIONS))
-            domain_column.append(_name(where, "domain", domain, DOMAINS))
-            time_column.append(_integer(where, "timestamp", time))
+    rows = _csv_rows(path)
+    _, header = next(rows, (path, None))
+    if header is None:
+        raise ValueError(f"{path}: empty file")
+    missing = [c for c in EVENT_COLUMNS if c not in header]
+    if missing:
+        raise ValueError(f"{path}:1: missing column {missing[0]!r}; found {','.join(header)}")
+    at = [header.index(c) for c in EVENT_COLUMNS]
+    for where, row in rows:
+        if not row:
+            continue
+        if len(row) != len(header):
+            raise ValueError(f"{where}: {len(row)} fields: expected {len(header)}")
+        user, item, action, domain, time = (row[i] for i in at)
+        item = _integer(where, "item_id", item)
+        if item not in items.row_of:
+            raise ValueError(f"{where}: unknown item {item}: not in items.jsonl")
+        user_column.append(users.setdefault(_integer(where, "user_id", user), len(users)))
+        item_column.append(item)
+        action_column.append(_name(where, "action", action, ACTIONS))
+        domain_column.append(_name(where, "domain", domain, DOMAINS))
+        time_column.append(_integer(where, "timestamp", time))
     if not user_column:
         raise ValueError(f"{path}: no events, only a header")
     user, time = np.array(user_column, np.int64), np.array(time_column, np.int64)
@@ -247,12 +247,27 @@ def _lines(path):
         raise ValueError(f"{path}: empty file")
 
 
+def _csv_rows(path):
+    """Yields (`file:line`, fields) of a table; the fields of a blank line are []."""
+    with open(path, encoding="utf-8-sig", newline="") as f:
+        reader = csv.reader(f)
+        try:
+            for row in reader:
+                yield f"{path}:{reader.line_num}", row
+        except UnicodeDecodeError as error:  # of a block: the line is not known
+            raise ValueError(f"{path}: not UTF-8: {error.reason}") from None
+        except csv.Error as error:
+            raise ValueError(f"{path}:{reader.line_num}: bad CSV: {error}") from None
+
+
 def _json_lines(path):
     for where, line in _lines(path):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{where}: bad JSON: {error.msg} at column {error.colno}") from None
+        except (ValueError, RecursionError) as error:  # thousands of digits, of brackets
+            raise ValueError(f"{where}: bad JSON: {error}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
         yield where, row
@@ -270,8 +285,9 @@ def _integer(where, name, value):
 def _number(where, name, value):
     if value is None:
         return float("nan")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
-        raise ValueError(f"{where}: {name} = {value!r}: expected a finite number")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not abs(value) <= MAX_NUMBER:  # not: of NaN too
+        raise ValueError(f"{where}: {name} = {value!r:.40}: expected a finite float32")
     return float(value)
 
 

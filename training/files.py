@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import shutil
+import zipfile
+import zlib
 
 import numpy as np
 
@@ -60,3 +62,17 @@ def read_json(path):
 def write_npz(path, **arrays):
     with replacing(path) as beside, open(beside, "wb") as f:
         np.savez(f, **arrays)
+
+
+def read_npz(path):
+    """name -> array of an .npz file.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not an .npz file, or a damaged one.
+    """
+    try:
+        with np.lib.npyio.NpzFile(path, allow_pickle=False) as f:
+            return dict(f)
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: not a readable .npz file: {error}") from error

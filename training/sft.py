@@ -150,10 +150,10 @@ def _decoder(data, spec, options, seed):
 
 def _codebooks(run_folder, sids):
     path = os.path.join(run_folder, "semantic_ids", "codebooks.npz")
-    with np.load(path) as f:
-        if str(f["codebook_digest"]) != sids.codebook_digest:
-            raise ValueError(f"{path}: not the codebooks of semantic_ids.npz beside it")
-        return [f[f"codebook_{level}"] for level in range(len(sids.level_sizes))]
+    arrays = files.read_npz(path)
+    if str(arrays.get("codebook_digest")) != sids.codebook_digest:
+        raise ValueError(f"{path}: not the codebooks of semantic_ids.npz beside it")
+    return [arrays[f"codebook_{level}"] for level in range(len(sids.level_sizes))]
 
 
 class Validation:

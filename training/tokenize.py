@@ -63,19 +63,24 @@ class SemanticIds:
 
     @staticmethod
     def load(path):
-        """Reads a semantic_ids.npz."""
-        with np.load(path) as f:
-            missing = {"item_id", "codes", "level_sizes", "codebook_digest"} - set(f.files)
-            if missing:
-                raise ValueError(
-                    f"{path}: no array {sorted(missing)[0]!r}: expected a semantic_ids.npz"
-                )
-            sids = SemanticIds(
-                f["item_id"],
-                f["codes"],
-                tuple(f["level_sizes"].tolist()),
-                str(f["codebook_digest"]),
+        """Reads a semantic_ids.npz.
+
+        Raises:
+          FileNotFoundError: no such file.
+          ValueError: it is damaged, or another kind of file.
+        """
+        arrays = files.read_npz(path)
+        missing = {"item_id", "codes", "level_sizes", "codebook_digest"} - set(arrays)
+        if missing:
+            raise ValueError(
+                f"{path}: no array {sorted(missing)[0]!r}: expected a semantic_ids.npz"
             )
+        sids = SemanticIds(
+            arrays["item_id"],
+            arrays["codes"],
+            tuple(arrays["level_sizes"].tolist()),
+            str(arrays["codebook_digest"]),
+        )
         expected = len(sids.item_id), len(sids.level_sizes)
         if sids.codes.shape != expected:
             raise ValueError(f"{path}: codes has shape {sids.codes.shape}: expected {expected}")

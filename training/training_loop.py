@@ -32,9 +32,9 @@ class LoopOptions:
 
     def __post_init__(self):
         for name in ("epochs", "batch_tokens", "learning_rate", "validations"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # NaN is not
                 raise ValueError(f"{name} = {getattr(self, name)}: expected > 0")
-        if self.minutes is not None and self.minutes <= 0:
+        if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes = {self.minutes}: expected > 0")
 
 

@@ -17,6 +17,7 @@ import pathlib
 import numpy as np
 
 from genrecall import kernels
+from genrecall.kernels.json_fields import read_json
 from genrecall.kernels.prompt_spec import SidSpace
 from genrecall.trtllm_bridge import safetensors_reader
 
@@ -71,6 +72,9 @@ def read_shape(config):
         sliding window, quantisation), or a missing or impossible number; the message names the key
         and its value.
     """
+
+    if not isinstance(config, dict):
+        raise ValueError(f"config.json: expected an object, got {type(config).__name__}")
 
     def number(key, kind=int):
         value = config.get(key)
@@ -258,7 +262,7 @@ def convert(checkpoint_dir, out_path, dtype="bfloat16"):
     if dtype not in _FILE_TYPE:
         raise ValueError(f"dtype = {dtype!r}: expected 'bfloat16' | 'float32'")
     folder = pathlib.Path(checkpoint_dir)
-    shape = read_shape(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    shape = read_shape(read_json(folder / "config.json"))
     space = SidSpace.load(folder / "sid_space.json")
     _check_sid_space(space, shape.vocab)
     try:

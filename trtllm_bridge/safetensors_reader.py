@@ -11,6 +11,8 @@ import pathlib
 
 import numpy as np
 
+from genrecall.kernels.json_fields import read_json
+
 _NUMPY_TYPE = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 _MAX_HEADER_BYTES = 100 << 20
 
@@ -42,7 +44,10 @@ def read_folder(folder):
         return read_file(single)
     if not index.exists():
         raise FileNotFoundError(f"{folder}: no model.safetensors and no {index.name}")
-    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    content = read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{index}: expected an object with a weight_map")
     shards = {name: read_file(folder / name) for name in sorted(set(weight_map.values()))}
     missing = [name for name, shard in weight_map.items() if name not in shards[shard]]
     if missing:
@@ -71,7 +76,12 @@ def read_file(path):
 
 
 def _tensor(path, name, entry, start, file_size):
-    dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{path}: tensor '{name}' = {entry!r}: expected dtype, shape and data_offsets"
+        ) from None
     if dtype not in _NUMPY_TYPE:
         raise ValueError(f"{path}: tensor '{name}' is {dtype}: expected F32, BF16 or F16")
     numpy_type = np.dtype(_NUMPY_TYPE[dtype])

@@ -68,10 +68,11 @@ def main(args: argparse.Namespace) -> int:
             )
             for name in OPTIONS:
                 if getattr(args, name) is not None:
-                    inputs[name] = np.full([rows], getattr(args, name), np.int32)
+                    inputs[name] = [getattr(args, name)] * rows  # refused if it does not fit
             outputs = client.predict(inputs, signature, args.version)
     except ServingError as error:
-        print(f"genrecall query: {error.code.name}: {error.message}", file=sys.stderr)
+        reason = error.message.split("\n\t [[", 1)[0]  # without the graph's node
+        print(f"genrecall query: {error.code.name}: {reason}", file=sys.stderr)
         return 1
     titles = dict(zip(data.items.ids.tolist(), data.items.titles, strict=True)) if data else {}
     Printer(titles, args.branches.split(",")).show(outputs)
@@ -101,7 +102,7 @@ def user_inputs(data, user: int, infos, request_time: int | None = None) -> dict
     inputs = {
         "user_id": np.array([user], np.int64),
         "behavior_length": np.array([length], np.int32),
-        "request_time": np.array([request_time or 0], np.int64),
+        "request_time": [request_time or 0],
     }
     if length:
         inputs["behavior_item"] = events.item[own][None].astype(np.int64)

@@ -216,6 +216,9 @@ def test_query_sends_behaviours_profile_and_options(client, data):
     assert outputs["seen_action"].tolist() == [[1, 2, 1]]
     assert outputs["seen_time"].tolist() == [4001]
     assert outputs["seen_gender"].tolist() == [b"F"]
+    inputs = query.user_inputs(read_data(str(data)), 7, infos, request_time=2**63)
+    with pytest.raises(ValueError, match="input 'request_time': .* does not fit dtype int64"):
+        client.predict(inputs)
     with pytest.raises(ValueError, match="user 9 is not in"):
         query.user_inputs(read_data(str(data)), 9, infos)
 
@@ -240,6 +243,10 @@ def test_query_reports_what_the_server_refuses(address, tmp_path, capsys):
     )
     assert status == 1
     assert "genrecall query: INVALID_ARGUMENT: input tensor 'user_id': expects rank 1" in err
+    file.write_text('{"user_id": [7]}')
+    flags = ["--server", address, "--model", "toy", "--request", str(file)]
+    with pytest.raises(ValueError, match="input 'num_items': .* does not fit dtype int32"):
+        run_query(capsys, *flags, "--num_items", str(2**31))
     file.write_text("{")
     with pytest.raises(ValueError, match="request.json: "):
         run_query(capsys, "--server", address, "--model", "toy", "--request", str(file))

@@ -1,1 +1,1 @@
-"""genrecall: generative recall as a TensorFlow Serving plugin. Holds no imports: see docs/structure.md."""
+"""genrecall: generative recall as a TensorFlow Serving plugin. See docs/structure.md."""

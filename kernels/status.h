@@ -57,8 +57,8 @@ Status InvalidArgument(const Args&... args) {
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}            // NOLINT: implicit by design
-  Result(Status status) : status_(std::move(status)) {}    // NOLINT: status must not be OK
+  Result(T value) : value_(std::move(value)) {}          // NOLINT: implicit by design
+  Result(Status status) : status_(std::move(status)) {}  // NOLINT: status must not be OK
   bool ok() const { return status_.ok(); }
   const Status& status() const { return status_; }
   T& value() { return value_; }
@@ -71,9 +71,9 @@ class [[nodiscard]] Result {
 
 }  // namespace genrecall
 
-#define GENRECALL_RETURN_IF_ERROR(expr)                  \
-  do {                                                   \
-    ::genrecall::Status genrecall_status_ = (expr);      \
+#define GENRECALL_RETURN_IF_ERROR(expr)                    \
+  do {                                                     \
+    ::genrecall::Status genrecall_status_ = (expr);        \
     if (!genrecall_status_.ok()) return genrecall_status_; \
   } while (0)
 

@@ -1,4 +1,4 @@
-"""Runs one test file by pytest under Bazel, from its runfiles, where `import genrecall` finds the build's own tree."""
+"""Runs one test file by pytest under Bazel: `import genrecall` finds the tree of its runfiles."""
 
 import os
 import sys

@@ -295,7 +295,5 @@ def test_example_of_a_branch_of_ones_own(tiny, tmp_path):
     for b, wanted in enumerate((picks[1:], picks)):
         masks = dict(zip(answer["item_id"][b].tolist(), answer["branch_mask"][b], strict=True))
         proposed = [p for p in picks if masks.get(p, 0) & 2]
-        assert proposed[:2] == wanted[:2], (
-            "its quota; more only where others have them"
-        )
+        assert proposed[:2] == wanted[:2], "its quota; more only where others have them"
         assert set(proposed) <= set(wanted)

@@ -174,7 +174,5 @@ def test_structure_page_names_every_module():
     }
     missing = sorted(m for m in modules if f"`{m}`" not in page)
     assert not missing, f"docs/structure.md has no sentence for {missing}"
-    gone = sorted(
-        m for m in re.findall(r"^\| `([^`]+)`", page, re.M) if not (ROOT / m).exists()
-    )
+    gone = sorted(m for m in re.findall(r"^\| `([^`]+)`", page, re.M) if not (ROOT / m).exists())
     assert not gone, f"docs/structure.md describes files that are gone: {gone}"

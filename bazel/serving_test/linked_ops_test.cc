@@ -1,4 +1,5 @@
-// A binary that links genrecall's ops as a TF Serving build does finds them all registered: the linker dropped none.
+// A binary that links genrecall's ops as a TF Serving build does finds them all registered: the linker
+// dropped none.
 #include <cstdio>
 #include <string>
 
@@ -6,9 +7,9 @@
 
 int main() {
   int missing = 0;
-  for (const char* name : {"AcquireIndex", "CheckRequest", "CleanBehaviors", "LookupSemanticIds", "AssemblePrompt",
-                           "ConstrainedBeamSearch", "ExpandItems", "PopularItems", "MergeBranches", "TryBranch",
-                           "MetricsText"}) {
+  for (const char* name : {"AcquireIndex", "CheckRequest", "CleanBehaviors", "LookupSemanticIds",
+                           "AssemblePrompt", "ConstrainedBeamSearch", "ExpandItems", "PopularItems",
+                           "MergeBranches", "TryBranch", "MetricsText"}) {
     const tensorflow::OpDef* op = nullptr;
     const std::string full = std::string("Genrecall>") + name;
     const bool found = tensorflow::OpRegistry::Global()->LookUpOpDef(full, &op).ok();

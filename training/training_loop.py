@@ -22,7 +22,7 @@ class LoopOptions:
 
     minutes: float | None = None
     epochs: int = 40
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup_steps: int = 100

@@ -341,7 +341,9 @@ def main(args):
     os.makedirs(args.output)
     open(os.path.join(args.output, ".genrecall-demo"), "w").close()
     run, models = os.path.join(args.output, "run"), os.path.join(args.output, "models")
-    minutes = args.minutes or (DATA_MINUTES if args.data else SHOP_MINUTES)
+    minutes = args.minutes
+    if minutes is None:
+        minutes = DATA_MINUTES if args.data else SHOP_MINUTES
     stations = Stations(console, 6 if args.data else 7)
     data_folder = args.data or os.path.join(args.output, "shop")
     try:

@@ -1,6 +1,7 @@
 """Vocabulary expansion, samples, the objective, the loop: fine-tuning, station by station."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -325,5 +326,16 @@ def test_refusals(tmp_path):
     (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
     with pytest.raises(ValueError, match="architecture BertModel: expected one of Qwen2"):
         checkpoint.load_decoder(str(tmp_path))
-    with pytest.raises(ValueError, match=r"minutes = 0: expected > 0"):
-        training_loop.LoopOptions(minutes=0)
+    for minutes in (0, float("nan")):
+        with pytest.raises(ValueError, match=rf"minutes = {minutes}: expected > 0"):
+            training_loop.LoopOptions(minutes=minutes)
+
+
+def test_a_damaged_checkpoint_to_start_from_is_named(tiny, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        folder = tmp_path / name
+        shutil.copytree(tiny.checkpoint, folder)
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: len(data) // 2])
+        with pytest.raises(ValueError, match=f"{folder}.*: not (a readable checkpoint|JSON): "):
+            checkpoint.load_decoder(str(folder))

@@ -10,9 +10,11 @@ import os
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from genrecall.kernels import prompt_spec
+from genrecall.kernels.json_fields import read_json
 from genrecall.training import files
 
 transformers.utils.logging.disable_progress_bar()  # of files that are written in a moment
@@ -56,21 +58,25 @@ def load_decoder(folder):
 
     Raises:
       FileNotFoundError: no config.json there.
-      ValueError: another architecture than ARCHITECTURES.
+      ValueError: another architecture than ARCHITECTURES; a damaged file.
     """
     if not os.path.exists(os.path.join(folder, "config.json")):
         raise FileNotFoundError(
             f"{folder}: no config.json; expected a Hugging Face checkpoint folder"
         )
     architecture = (
-        files.read_json(os.path.join(folder, "config.json")).get("architectures") or ["none"]
+        read_json(os.path.join(folder, "config.json")).get("architectures") or ["none"]
     )[0]
     if architecture not in ARCHITECTURES:
         raise ValueError(
             f"{folder}: architecture {architecture}: expected one of {', '.join(ARCHITECTURES)}"
         )
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    options = {"local_files_only": True}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+        return model, AutoTokenizer.from_pretrained(folder, **options)
+    except (ValueError, SafetensorError) as error:  # JSON errors are ValueErrors
+        raise ValueError(f"{folder}: not a readable checkpoint: {error}") from error
 
 
 def tokenize_with(tokenizer):
@@ -93,7 +99,7 @@ def save_checkpoint(folder, model, tokenizer, sid_space, spec, dtype=torch.float
     with files.replacing_folder(folder) as beside:
         state = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
         model.save_pretrained(beside, state_dict=state)
-        config = files.read_json(os.path.join(beside, "config.json"))
+        config = read_json(os.path.join(beside, "config.json"))
         config["dtype"] = str(dtype).removeprefix("torch.")
         files.write_json(os.path.join(beside, "config.json"), config)
         tokenizer.save_pretrained(beside)

@@ -59,6 +59,8 @@ def evaluate(data, run_folder, split, num_users, options, dtype="float32", seed=
       dict, as evaluation_<split>.json: {"methods": {name: metrics}, ...}.
     """
     maker = load_maker(data, run_folder)
+    if num_users < 0:
+        raise ValueError(f"users = {num_users}: expected >= 0")
     users = maker.lines.evaluated(split)
     if num_users:
         users = np.sort(np.random.default_rng(seed).permutation(users)[:num_users])

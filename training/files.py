@@ -54,11 +54,6 @@ def write_json(path, value):
         f.write("\n")
 
 
-def read_json(path):
-    with open(path, encoding="utf-8") as f:
-        return json.load(f)
-
-
 def write_npz(path, **arrays):
     with replacing(path) as beside, open(beside, "wb") as f:
         np.savez(f, **arrays)

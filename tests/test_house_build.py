@@ -36,7 +36,7 @@ def test_missing_tensorflow_is_named(tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     site = tmp_path / "site"
     site.mkdir()
-    for package in ("setuptools", "pybind11"):
+    for package in ("setuptools", "_distutils_hack", "pybind11"):
         (site / package).symlink_to(Path(importlib.util.find_spec(package).origin).parent)
     status, stderr = run_setup(
         "build_ext",

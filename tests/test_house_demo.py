@@ -1,4 +1,4 @@
-"""The demo as a user runs it: every station, in real processes, to an outcome better than popularity."""
+"""The demo as a user runs it: real processes, an outcome better than popularity."""
 
 import json
 import os

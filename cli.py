@@ -5,6 +5,8 @@ import importlib
 import os
 import sys
 
+from genrecall.serving.quiet import quiet_stderr
+
 # verb -> (module, one-line help). A module has configure(parser) and main(args) -> int | None, and
 # is imported only when its verb runs, so that `genrecall serve` needs no PyTorch and `genrecall
 # sft` no TensorFlow.
@@ -26,6 +28,7 @@ def main(argv=None):
     GENRECALL_TRACEBACK set, the traceback instead.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # no INFO lines of TensorFlow
     parser = argparse.ArgumentParser(
         prog="genrecall", description="Generative recall for TensorFlow Serving."
     )
@@ -35,7 +38,8 @@ def main(argv=None):
     for verb, (path, text) in VERBS.items():
         sub = verbs.add_parser(verb, help=text, description=text)
         if verb == chosen:
-            module = importlib.import_module(path)
+            with quiet_stderr():
+                module = importlib.import_module(path)
             module.configure(sub)
     args = parser.parse_args(argv)
     try:

@@ -28,6 +28,7 @@ SHOP_USERS, SHOP_ITEMS = 2000, 1000
 SERVER_START_S = 120
 LATENCY_REQUESTS = 200
 RECENT_SHOWN, ITEMS_SHOWN = 5, 8
+UNBUFFERED = {**os.environ, "PYTHONUNBUFFERED": "1"}  # a verb's lines come when it writes them
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Stations:
             f"$ genrecall {shlex.join(arguments)}", style="dim", highlight=False, soft_wrap=True
         )
         started = time.monotonic()
-        status = subprocess.run(verb(*arguments), env=quiet(), check=False).returncode
+        status = subprocess.run(verb(*arguments), env=UNBUFFERED, check=False).returncode
         if status != 0:
             raise RuntimeError(f"`genrecall {arguments[0]}` ended with status {status}")
         self.console.print(f"{time.monotonic() - started:.0f} s", style="dim", highlight=False)
@@ -91,16 +92,6 @@ class Stations:
 def verb(*arguments):
     """The command line of a genrecall verb in this Python."""
     return [sys.executable, "-m", "genrecall.cli", *arguments]
-
-
-def quiet():
-    """The environment of a child: TensorFlow says only what is wrong."""
-    return {
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-        "TF_ENABLE_ONEDNN_OPTS": "0",
-        **os.environ,
-        "PYTHONUNBUFFERED": "1",
-    }
 
 
 def free_port():
@@ -127,7 +118,7 @@ def running_server(models, log_path):
     arguments += ["--port", str(grpc_port), "--rest_api_port", str(rest_port)]
     with open(log_path, "w", encoding="utf-8") as log:
         server = subprocess.Popen(
-            verb(*arguments), env=quiet(), stdout=log, stderr=subprocess.STDOUT
+            verb(*arguments), env=UNBUFFERED, stdout=log, stderr=subprocess.STDOUT
         )
     try:
         client = Client(f"127.0.0.1:{grpc_port}", MODEL)

@@ -6,7 +6,6 @@ folder's reader no server. TensorFlow is imported when the query runs, not for -
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import dataclass
 
@@ -44,7 +43,6 @@ def main(args: argparse.Namespace) -> int:
     """Prints the answer to one request; 1 if the server refused it. Bad files are ValueError."""
     if args.user is not None and not args.data:
         raise ValueError("--user needs --data: the folder that has the user's behaviours")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from genrecall.serving.quiet import quiet_stderr
 
     with quiet_stderr():

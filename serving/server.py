@@ -254,8 +254,6 @@ def _serve(server, args: argparse.Namespace, stopping: threading.Event) -> None:
 
 
 def _start_logging() -> None:
-    # Keeps TensorFlow's warnings and drops its chatter.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     logging.basicConfig(
         level=logging.INFO,
         stream=sys.stderr,

@@ -28,7 +28,8 @@ SHOP_USERS, SHOP_ITEMS = 2000, 1000
 SERVER_START_S = 120
 LATENCY_REQUESTS = 200
 RECENT_SHOWN, ITEMS_SHOWN = 5, 8
-UNBUFFERED = {**os.environ, "PYTHONUNBUFFERED": "1"}  # a verb's lines come when it writes them
+# A verb's lines come when it writes them, and TensorFlow does not mention the GPUs it did not find.
+VERB_ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ, "PYTHONUNBUFFERED": "1"}
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Stations:
             f"$ genrecall {shlex.join(arguments)}", style="dim", highlight=False, soft_wrap=True
         )
         started = time.monotonic()
-        status = subprocess.run(verb(*arguments), env=UNBUFFERED, check=False).returncode
+        status = subprocess.run(verb(*arguments), env=VERB_ENVIRONMENT, check=False).returncode
         if status != 0:
             raise RuntimeError(f"`genrecall {arguments[0]}` ended with status {status}")
         self.console.print(f"{time.monotonic() - started:.0f} s", style="dim", highlight=False)
@@ -118,7 +119,7 @@ def running_server(models, log_path):
     arguments += ["--port", str(grpc_port), "--rest_api_port", str(rest_port)]
     with open(log_path, "w", encoding="utf-8") as log:
         server = subprocess.Popen(
-            verb(*arguments), env=UNBUFFERED, stdout=log, stderr=subprocess.STDOUT
+            verb(*arguments), env=VERB_ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT
         )
     try:
         client = Client(f"127.0.0.1:{grpc_port}", MODEL)

@@ -23,7 +23,7 @@ from rich.table import Table
 MODEL = "recall"
 # The generated shop is small and quickly learned; a real folder gets the time that the 30-minute
 # demo leaves.
-SHOP_MINUTES, DATA_MINUTES = 3.0, 13.0
+SHOP_MINUTES, DATA_MINUTES = 2.0, 13.0
 SHOP_USERS, SHOP_ITEMS = 2000, 1000
 SERVER_START_S = 120
 LATENCY_REQUESTS = 200

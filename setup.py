@@ -6,7 +6,7 @@ the engine) and tf_ops/_genrecall_ops.so (the op library, linked against the Ten
 Python that runs pip). All are compiled from the same object files, by suffix rules
 (build_defs.bzl):
 
-  *_test.cc         only in `make cc-test`
+  *_test.cc         not built here
   bindings*.cc      Python extension modules
   *_op.cc, *_ops.cc TensorFlow op sources
   *_avx2.cc ...     with that instruction set's flags

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from genrecall import kernels
 from genrecall.kernels.prompt_spec import SidSpace
 from genrecall.trtllm_bridge import Engine, checkpoint

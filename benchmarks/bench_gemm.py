@@ -13,9 +13,10 @@ import time
 
 import numpy as np
 import torch
-from genrecall.kernels import _kernels
 from machine import measure
 from threadpoolctl import threadpool_limits
+
+from genrecall.kernels import _kernels
 
 n = _kernels._numeric
 SHAPES = [(896, 1152), (896, 896), (896, 9728), (4864, 896)]  # qkv, attention out, gate+up, down

@@ -16,6 +16,7 @@ import tempfile
 import time
 
 import numpy as np
+
 from genrecall import kernels
 
 LEVEL_SIZES = [256] * 4

@@ -135,10 +135,11 @@ def parse_args():
 def main():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     args = parse_args()
-    from genrecall.query import body_inputs, read_request
-    from genrecall.serving.client import Client
     from rich.console import Console
     from rich.table import Table
+
+    from genrecall.query import body_inputs, read_request
+    from genrecall.serving.client import Client
 
     with Client(args.server, args.model, args.timeout_s) as client:
         infos = client.signatures()[args.signature].inputs

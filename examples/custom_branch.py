@@ -10,6 +10,7 @@ item-to-item neighbours. If it fails or is late, the others answer and branch_st
 import argparse
 
 import tensorflow as tf
+
 from genrecall.graphs.branch import BranchAnswer, Request
 from genrecall.graphs.export import export
 from genrecall.graphs.options import RecallOptions

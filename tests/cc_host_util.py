@@ -9,8 +9,9 @@ import subprocess
 import tempfile
 
 import tensorflow as tf
-from genrecall.tf_ops import library
 from tensorflow.core.framework import tensor_pb2
+
+from genrecall.tf_ops import library
 
 SOURCE = pathlib.Path(__file__).with_name("cc_host.cc")
 

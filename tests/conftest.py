@@ -20,6 +20,7 @@ def tiny(tmp_path_factory):
 def exported(tiny, tmp_path_factory):
     """The tiny model exported in float32 with the defaults of `tiny_model.OPTIONS`: DIR/1."""
     import tiny_model
+
     from genrecall.graphs.export import export
     from genrecall.graphs.options import RecallOptions
 

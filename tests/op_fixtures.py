@@ -2,6 +2,7 @@
 
 import numpy as np
 import tensorflow as tf
+
 from genrecall import kernels, tf_ops
 
 LEVEL_SIZES = (5, 9, 4)

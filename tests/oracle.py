@@ -1,6 +1,7 @@
 """The recall graph's answer without TensorFlow: the bindings, and a merge in Python."""
 
 import numpy as np
+
 from genrecall import kernels, trtllm_bridge
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 from behaviors_oracle import NOW, clean_oracle
+
 from genrecall import kernels
 from genrecall.kernels.prompt_spec import SidSpace
 

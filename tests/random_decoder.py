@@ -4,6 +4,7 @@ import itertools
 import pathlib
 
 import numpy as np
+
 from genrecall import kernels
 from genrecall.kernels.prompt_spec import SidSpace
 from genrecall.trtllm_bridge import Engine, checkpoint

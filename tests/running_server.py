@@ -7,13 +7,14 @@ import time
 import grpc
 import pytest
 import tensorflow as tf
-from genrecall.serving.model import ModelConfig
-from genrecall.serving.model_server import ModelServer, ServerOptions
 from tensorflow_serving.apis import (
     get_model_status_pb2,
     model_service_pb2_grpc,
     prediction_service_pb2_grpc,
 )
+
+from genrecall.serving.model import ModelConfig
+from genrecall.serving.model_server import ModelServer, ServerOptions
 
 
 class Running:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from genrecall.kernels import _kernels
 
 n = _kernels._numeric

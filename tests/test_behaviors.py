@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from behaviors_oracle import AD, CLICK, CONTENT, CONVERSION, DAY, EXPOSURE, NOW, clean_oracle
+
 from genrecall import kernels
 
 

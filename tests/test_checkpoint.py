@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import random_decoder
+
 from genrecall import kernels
 from genrecall.trtllm_bridge import Engine, checkpoint, safetensors_reader
 

@@ -8,6 +8,9 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from running_server import Running
+from toy_model import export
+
 from genrecall import query
 from genrecall.serving.client import (
     Client,
@@ -17,8 +20,6 @@ from genrecall.serving.client import (
 )
 from genrecall.serving.errors import ServingError
 from genrecall.serving.quiet import quiet_stderr
-from running_server import Running
-from toy_model import export
 
 I32, I64 = tf.int32, tf.int64
 PAD = tf.constant([[-1]], I64)

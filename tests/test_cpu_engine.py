@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 import random_decoder
-from genrecall.trtllm_bridge import Engine
 from random_decoder import Decoder, decode, same_bytes
+
+from genrecall.trtllm_bridge import Engine
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

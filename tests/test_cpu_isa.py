@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from genrecall.kernels import _kernels
 
 ISAS = ["scalar", "avx2", "avx512", "amx"]

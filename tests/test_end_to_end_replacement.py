@@ -8,9 +8,10 @@ import time
 
 import numpy as np
 import pytest
+from server_process import ServerProcess
+
 from genrecall import kernels
 from genrecall.serving.client import Client
-from server_process import ServerProcess
 
 OFFSET = 1_000_000  # between the item ids of one catalogue and the next
 

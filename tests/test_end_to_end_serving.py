@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny_model
+from server_process import ServerProcess
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
 from genrecall.graphs.export import export
 from genrecall.graphs.loaded import LoadedModel
 from genrecall.graphs.options import RecallOptions
 from genrecall.graphs.recall_graph import OUTPUTS
-from server_process import ServerProcess
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 K = tiny_model.OPTIONS["num_items"]
 GENERATIVE, POPULAR = 0, 1  # columns of branch_status, bits of branch_mask

@@ -8,9 +8,10 @@ import time
 import numpy as np
 import pytest
 import random_decoder
+from random_decoder import Decoder, decode, own_engine, same_bytes
+
 from genrecall import kernels
 from genrecall.trtllm_bridge import Engine
-from random_decoder import Decoder, decode, own_engine, same_bytes
 
 pytest.importorskip("transformers")
 

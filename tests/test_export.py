@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny_model
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis import prediction_log_pb2
+
 from genrecall import cli, kernels
 from genrecall.graphs import export as module
 from genrecall.graphs.artefacts import Artefacts
@@ -19,8 +22,6 @@ from genrecall.graphs.loaded import LoadedModel
 from genrecall.graphs.options import RecallOptions
 from genrecall.graphs.recall_graph import OUTPUTS
 from genrecall.kernels import prompt_spec
-from tensorflow.core.protobuf import saved_model_pb2
-from tensorflow_serving.apis import prediction_log_pb2
 
 
 def quietly(*args, **kwargs):

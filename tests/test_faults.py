@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny_model
+
 from genrecall.graphs.artefacts import Artefacts
 from genrecall.graphs.branch import BranchAnswer
 from genrecall.graphs.build import build_recall_graph

@@ -6,6 +6,7 @@ import struct
 import gguf
 import numpy as np
 import pytest
+
 from genrecall.kernels import DataLossError, crc32c, read_gguf, write_gguf
 
 TRAILER_BYTES = 16

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from genrecall.kernels import merge_branches
 
 

@@ -10,6 +10,7 @@ Three kinds of claim:
 
 import numpy as np
 import pytest
+
 from genrecall.kernels import _kernels
 
 n = _kernels._numeric

@@ -6,8 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from behaviors_oracle import CLICK, CONVERSION, NOW, clean_oracle
-from genrecall import kernels
-from genrecall.kernels.prompt_spec import PromptSpec, compile_prompt, share_retokenized
 from prompt_shop import (
     ACTIONS,
     DOMAINS,
@@ -21,6 +19,9 @@ from prompt_shop import (
     sid_space,
     tokenize,
 )
+
+from genrecall import kernels
+from genrecall.kernels.prompt_spec import PromptSpec, compile_prompt, share_retokenized
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,10 @@ import random
 
 import numpy as np
 import pytest
+from prompt_shop import SPEC, assemble, catalogue, random_features, random_user, sid_space, tokenize
+
 from genrecall import kernels
 from genrecall.kernels.prompt_spec import PromptSpec, compile_prompt
-from prompt_shop import SPEC, assemble, catalogue, random_features, random_user, sid_space, tokenize
 
 SPACE = sid_space([3, 4])
 

@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from prompt_shop import SPEC, sid_space, tokenize
+
 from genrecall import kernels
 from genrecall.kernels.prompt_spec import (
     Behaviors,
@@ -14,7 +16,6 @@ from genrecall.kernels.prompt_spec import (
     SidSpace,
     compile_prompt,
 )
-from prompt_shop import SPEC, sid_space, tokenize
 
 
 def changed(path, value):

@@ -5,8 +5,6 @@ import random
 import numpy as np
 import pytest
 import tensorflow as tf
-from genrecall import tf_ops
-from genrecall.kernels.prompt_spec import PromptSpec, compile_prompt
 from prompt_shop import (
     NOW,
     SPEC,
@@ -17,6 +15,9 @@ from prompt_shop import (
     sid_space,
     tokenize,
 )
+
+from genrecall import tf_ops
+from genrecall.kernels.prompt_spec import PromptSpec, compile_prompt
 
 MISSING = {"string": b"", "int64": 0, "bucket": -np.inf}  # what a request that gives none sends
 

@@ -8,6 +8,7 @@ import oracle
 import pytest
 import tensorflow as tf
 import tiny_model
+
 from genrecall.graphs.artefacts import Artefacts
 from genrecall.graphs.branch import BranchAnswer, Request
 from genrecall.graphs.build import build_recall_graph

@@ -10,6 +10,7 @@ import threading
 
 import numpy as np
 import pytest
+
 from genrecall import kernels
 from genrecall.kernels import RecallIndex
 

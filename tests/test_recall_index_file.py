@@ -9,6 +9,7 @@ import struct
 
 import numpy as np
 import pytest
+
 from genrecall import kernels
 from genrecall.kernels import DataLossError, FailedPreconditionError, RecallIndex
 

@@ -1,9 +1,10 @@
 """The engine's policy alone: who runs how many rows in which step. Needs no model."""
 
 import pytest
-from genrecall.trtllm_bridge._engine import Scheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from genrecall.trtllm_bridge._engine import Scheduler
 
 CANCELLED, DEADLINE_EXCEEDED = 1, 4
 

@@ -7,7 +7,6 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from genrecall.serving.model_server import ModelServer, ServerOptions
 from running_server import Running, rejected
 from tensorflow_serving.apis import (
     classification_pb2,
@@ -16,6 +15,8 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 from toy_model import expected_y, export, request
+
+from genrecall.serving.model_server import ModelServer, ServerOptions
 
 X = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
 

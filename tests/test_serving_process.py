@@ -7,11 +7,12 @@ import time
 import grpc
 import numpy as np
 import pytest
+from server_process import ServerProcess
+from toy_model import expected_y, export, request
+
 from genrecall.serving import server
 from genrecall.serving.client import Client
 from genrecall.serving.errors import ServingError
-from server_process import ServerProcess
-from toy_model import expected_y, export, request
 
 X = np.array([[1, 2, 3]], np.float32)
 

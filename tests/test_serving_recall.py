@@ -10,11 +10,12 @@ import grpc
 import numpy as np
 import pytest
 import tiny_model
+from running_server import Running
+
 from genrecall import kernels
 from genrecall.serving.client import Client, recalled_items
 from genrecall.serving.errors import ServingError
 from genrecall.serving.server import load_op_libraries
-from running_server import Running
 
 
 @pytest.fixture(scope="module")

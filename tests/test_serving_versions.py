@@ -10,9 +10,6 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from genrecall.serving.errors import ServingError
-from genrecall.serving.model import ModelConfig
-from genrecall.serving.model_server import ModelServer, ServerOptions
 from running_server import Running, rejected
 from tensorflow_serving.apis import (
     get_model_status_pb2,
@@ -20,6 +17,10 @@ from tensorflow_serving.apis import (
     predict_pb2,
 )
 from toy_model import expected_y, export, request
+
+from genrecall.serving.errors import ServingError
+from genrecall.serving.model import ModelConfig
+from genrecall.serving.model_server import ModelServer, ServerOptions
 
 X = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
 STATE = get_model_status_pb2.ModelVersionStatus

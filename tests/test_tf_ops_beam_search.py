@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny_model
+
 from genrecall import kernels, tf_ops, trtllm_bridge
 from genrecall.trtllm_bridge import checkpoint
 

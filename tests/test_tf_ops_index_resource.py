@@ -10,6 +10,7 @@ import numpy as np
 import op_fixtures
 import pytest
 import tensorflow as tf
+
 from genrecall import kernels, tf_ops
 
 SERVE_WITHIN_S = 10

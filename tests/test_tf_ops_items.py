@@ -6,6 +6,7 @@ import numpy as np
 import op_fixtures
 import pytest
 import tensorflow as tf
+
 from genrecall import tf_ops
 
 LEVELS, FACETS = len(op_fixtures.LEVEL_SIZES), op_fixtures.FACETS

@@ -5,6 +5,7 @@ import op_fixtures
 import pytest
 import tensorflow as tf
 import tiny_model
+
 from genrecall import kernels, tf_ops
 
 InvalidArgument = tf.errors.InvalidArgumentError

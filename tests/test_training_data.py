@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+
 from genrecall.training import data as data_module
 from genrecall.training import synth
 from genrecall.training.data import read_data

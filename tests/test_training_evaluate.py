@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+
 from genrecall import cli, kernels
 from genrecall.kernels import prompt_spec
 from genrecall.training import baselines, checkpoint, evaluate, metrics, ranking, splits, vocabulary

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+
 from genrecall import kernels
 from genrecall.kernels import prompt_spec
 from genrecall.training import (

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+
 from genrecall.training import residual_kmeans, synth, text, tokenize
 from genrecall.training.data import read_data
 from genrecall.training.tokenize import SemanticIds, TokenizeOptions

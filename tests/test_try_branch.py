@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fault_library import BLOCK, ERROR, HANG, NAN, NONE
+
 from genrecall import tf_ops
 from genrecall.tf_ops import try_branch
 

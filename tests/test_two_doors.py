@@ -2,6 +2,7 @@
 
 import numpy as np
 import tiny_model
+
 from genrecall import kernels
 from genrecall.graphs.loaded import LoadedModel
 

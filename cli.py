@@ -7,19 +7,22 @@ import sys
 
 from genrecall.serving.quiet import quiet_stderr
 
-# verb -> (module, one-line help). A module has configure(parser) and main(args) -> int | None, and
-# is imported only when its verb runs, so that `genrecall serve` needs no PyTorch and `genrecall
-# sft` no TensorFlow.
+# verb -> (module of genrecall, one-line help). A module has configure(parser) and
+# main(args) -> int | None, and is imported only when its verb runs, so that `genrecall serve` needs
+# no PyTorch and `genrecall sft` no TensorFlow.
 VERBS = {
-    "synth": ("genrecall.training.synth", "write a generated shop as a data folder"),
-    "tokenize": ("genrecall.training.tokenize", "give every item of a data folder a semantic ID"),
-    "sft": ("genrecall.training.sft", "expand the vocabulary and fine-tune the decoder"),
-    "index": ("genrecall.training.build_index", "compile the catalogue to a recall index"),
-    "evaluate": ("genrecall.training.evaluate", "full-ranking evaluation through the CPU engine"),
-    "export": ("genrecall.graphs.export", "compose the recall graph and export a SavedModel"),
-    "serve": ("genrecall.serving.server", "serve SavedModels as tensorflow_model_server does"),
-    "query": ("genrecall.query", "ask a server for one user's items"),
-    "demo": ("genrecall.demo", "the whole line, from data folder to served items"),
+    "synth": ("training.dataset.synth", "write a generated shop as a data folder"),
+    "tokenize": (
+        "training.semantic_ids.tokenize",
+        "give every item of a data folder a semantic ID",
+    ),
+    "sft": ("training.tuning.sft", "expand the vocabulary and fine-tune the decoder"),
+    "index": ("training.prompting.build_index", "compile the catalogue to a recall index"),
+    "evaluate": ("training.evaluation.evaluate", "full-ranking evaluation by the CPU engine"),
+    "export": ("graphs.export", "compose the recall graph and export a SavedModel"),
+    "serve": ("serving.server", "serve SavedModels as tensorflow_model_server does"),
+    "query": ("query", "ask a server for one user's items"),
+    "demo": ("demo", "the whole line, from data folder to served items"),
 }
 
 
@@ -39,7 +42,7 @@ def main(argv=None):
         sub = verbs.add_parser(verb, help=text, description=text)
         if verb == chosen:
             with quiet_stderr():
-                module = importlib.import_module(path)
+                module = importlib.import_module(f"genrecall.{path}")
             module.configure(sub)
     args = parser.parse_args(argv)
     try:

@@ -143,7 +143,7 @@ def running_server(models, log_path):
 
 def validation_cases(data, count, seed=0):
     """`count` users with a validation target and at least RECENT_SHOWN events before it."""
-    from genrecall.training import splits
+    from genrecall.training.dataset import splits
 
     lines = splits.clean_lines(data.events)
     seen = lines.visible("valid")
@@ -285,7 +285,7 @@ def train(stations, data_folder, run, minutes, valid_users):
 
 def serve_and_show(console, stations, data_folder, output, cases_shown):
     """Serves the exported model, asks it, prints users, quality and latency."""
-    from genrecall.training.data import read_data
+    from genrecall.training.dataset.data_folder import read_data
 
     stations.heading("serve and ask over gRPC")
     models, log = os.path.join(output, "models"), os.path.join(output, "server.log")

@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
     with quiet_stderr():
         from genrecall.serving.client import Client
     from genrecall.serving.errors import ServingError
-    from genrecall.training.data import read_data
+    from genrecall.training.dataset.data_folder import read_data
 
     data = read_data(args.data) if args.data else None
     body = None if args.request is None else read_request(args.request)
@@ -81,7 +81,7 @@ def user_inputs(data, user: int, infos, request_time: int | None = None) -> dict
     """The request of one user: behaviours, and the profile features that the signature takes.
 
     Args:
-      data: training.data.DataSet.
+      data: data_folder.DataSet.
       user: user id.
       infos: the signature's inputs, name -> TensorInfo.
       request_time: Unix seconds; None: one second after the last behaviour.

@@ -207,7 +207,7 @@ def test_query_of_a_user_prints_titles(address, data, capsys):
 
 
 def test_query_sends_behaviours_profile_and_options(client, data):
-    from genrecall.training.data import read_data
+    from genrecall.training.dataset.data_folder import read_data
 
     infos = client.signatures()["serving_default"].inputs
     inputs = query.user_inputs(read_data(str(data)), 7, infos)

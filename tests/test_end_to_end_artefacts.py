@@ -14,7 +14,7 @@ from server_process import environment
 from genrecall import cli, kernels
 from genrecall.graphs.export import export, next_version
 from genrecall.graphs.loaded import LoadedModel
-from genrecall.training.tokenize import SemanticIds
+from genrecall.training.semantic_ids.tokenize import SemanticIds
 
 # Runs `genrecall ARGS`, and dies by kill -9 when it renames or replaces for the nth time.
 DIE = """

@@ -29,8 +29,12 @@ CC_MAY_INCLUDE = {
 }
 
 
+# The rooms inside training/, in the order of dependency: each imports itself and those before it.
+TRAINING_ORDER = ("dataset", "semantic_ids", "prompting", "evaluation", "tuning")
+
+
 def python_files(room):
-    return sorted((ROOT / room).glob("*.py"))
+    return sorted((ROOT / room).rglob("*.py"))
 
 
 def imported_modules(path):
@@ -63,6 +67,23 @@ def test_python_dependencies_go_one_way(room):
         if genrecall_rooms(p) - PYTHON_MAY_IMPORT[room]
     }
     assert not wrong, f"{room}/ may import {sorted(PYTHON_MAY_IMPORT[room])} only: {wrong}"
+
+
+@pytest.mark.parametrize("place", range(len(TRAINING_ORDER)))
+def test_training_dependencies_go_one_way(place):
+    later = set(TRAINING_ORDER[place + 1 :])
+    for path in python_files(f"training/{TRAINING_ORDER[place]}"):
+        parts = [name.split(".") for name in imported_modules(path)]
+        used = {p[2] for p in parts if p[:2] == ["genrecall", "training"] and len(p) > 2}
+        assert not used & later, f"{path.relative_to(ROOT)} imports {sorted(used & later)}"
+
+
+def test_every_training_room_has_its_place_and_is_installed():
+    rooms = {p.parent.name for p in (ROOT / "training").glob("*/__init__.py")}
+    assert rooms == set(TRAINING_ORDER)
+    installed = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    missing = [r for r in rooms if f'"genrecall.training.{r}"' not in installed]
+    assert not missing, f"pyproject.toml does not install {missing}"
 
 
 @pytest.mark.parametrize("room", ["kernels", "trtllm_bridge", "training"])
@@ -149,7 +170,8 @@ def test_isa_files_include_only_intrinsics_and_our_own_headers():
 def tracked_sources():
     for folder in (*ROOMS, "tests", "benchmarks", "examples", "."):
         for pattern in ("*.py", "*.cc", "*.h"):
-            yield from sorted((ROOT / folder).glob(pattern))
+            everywhere = folder == "training"
+            yield from sorted((ROOT / folder).glob(f"**/{pattern}" if everywhere else pattern))
 
 
 def test_files_stay_small():

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from genrecall.training import data as data_module
-from genrecall.training import synth
-from genrecall.training.data import read_data
+from genrecall.training.dataset import data_folder as data_module
+from genrecall.training.dataset import synth
+from genrecall.training.dataset.data_folder import read_data
 
 ITEMS = [
     {"id": 1, "title": "Röd läppstift 💄", "attributes": ["Ö"]},

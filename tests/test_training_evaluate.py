@@ -13,8 +13,10 @@ import transformers
 
 from genrecall import cli, kernels
 from genrecall.kernels import prompt_spec
-from genrecall.training import baselines, checkpoint, evaluate, metrics, ranking, splits, vocabulary
-from genrecall.training.data import Events, Items, read_data
+from genrecall.training.dataset import splits
+from genrecall.training.dataset.data_folder import Events, Items, read_data
+from genrecall.training.evaluation import baselines, evaluate, metrics, ranking
+from genrecall.training.tuning import checkpoint, vocabulary
 
 
 def test_hit_rates_by_hand():

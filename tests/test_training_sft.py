@@ -9,19 +9,11 @@ import torch
 
 from genrecall import kernels
 from genrecall.kernels import prompt_spec
-from genrecall.training import (
-    build_index,
-    checkpoint,
-    next_sid,
-    prompts,
-    samples,
-    splits,
-    synth,
-    tokenize,
-    training_loop,
-    vocabulary,
-)
-from genrecall.training.data import Events, read_data
+from genrecall.training.dataset import splits, synth
+from genrecall.training.dataset.data_folder import Events, read_data
+from genrecall.training.prompting import build_index, prompts, samples
+from genrecall.training.semantic_ids import tokenize
+from genrecall.training.tuning import checkpoint, next_sid, training_loop, vocabulary
 
 
 @pytest.fixture(scope="module", autouse=True)

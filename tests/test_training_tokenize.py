@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from genrecall.training import residual_kmeans, synth, text, tokenize
-from genrecall.training.data import read_data
-from genrecall.training.tokenize import SemanticIds, TokenizeOptions
+from genrecall.training.dataset import synth
+from genrecall.training.dataset.data_folder import read_data
+from genrecall.training.semantic_ids import residual_kmeans, text, tokenize
+from genrecall.training.semantic_ids.tokenize import SemanticIds, TokenizeOptions
 
 
 def test_item_text():

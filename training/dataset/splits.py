@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from genrecall import kernels
-from genrecall.training.data import ACTIONS, DOMAINS
+from genrecall.training.dataset.data_folder import ACTIONS, DOMAINS
 
 SPLITS = ("train", "valid", "test")
 # Targets held out of the end of a user's line, by split to evaluate: validation may not see the
@@ -80,7 +80,7 @@ def clean_lines(events, **options):
     number.
 
     Args:
-      events: genrecall.training.data.Events.
+      events: genrecall.training.dataset.data_folder.Events.
       **options: fields of CleanOptions (actions, domains, attribution_window_s, repeat_window_s).
 
     Returns:

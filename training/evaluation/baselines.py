@@ -4,7 +4,8 @@ model.
 
 import numpy as np
 
-from genrecall.training import metrics, splits
+from genrecall.training.dataset import splits
+from genrecall.training.evaluation import metrics
 
 
 def baseline_ranks(lines, items, users, split):
@@ -12,8 +13,8 @@ def baseline_ranks(lines, items, users, split):
     against.
 
     Args:
-      lines: training.splits.Lines.
-      items: training.data.Items.
+      lines: splits.Lines.
+      items: data_folder.Items.
       users: int64 [n], numbers of evaluated users.
       split: "valid" or "test".
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genrecall.training import metrics
+from genrecall.training.evaluation import metrics
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def rank_users(engine, maker, split, users, options=RankOptions(), on_batch=None
 
     Args:
       engine: trtllm_bridge.Engine.
-      maker: training.samples.SampleMaker: the lines, the prompt and the index.
+      maker: samples.SampleMaker: the lines, the prompt and the index.
       split: "valid" or "test".
       users: int64 [n], numbers of users that have a target in `split`.
       options: RankOptions.

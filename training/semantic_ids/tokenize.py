@@ -16,8 +16,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from genrecall.training import files, residual_kmeans, splits, text
-from genrecall.training.data import read_data
+from genrecall.training import files
+from genrecall.training.dataset import splits
+from genrecall.training.dataset.data_folder import read_data
+from genrecall.training.semantic_ids import residual_kmeans, text
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 next item.
 
 Reads a data folder and RUN/semantic_ids; writes
-  RUN/checkpoint/   the best checkpoint by validation HR@10 (see training.checkpoint)
+  RUN/checkpoint/   the best checkpoint by validation HR@10 (see tuning.checkpoint)
   RUN/config.json   options, data digest, versions
   RUN/metrics.json  what each validation measured
 Every file is written beside its place and renamed, so a killed run leaves the best checkpoint it
@@ -20,23 +20,16 @@ import transformers
 
 from genrecall import kernels
 from genrecall.kernels import prompt_spec
-from genrecall.training import (
-    build_index,
-    checkpoint,
-    files,
-    metrics,
-    progress,
-    prompts,
-    ranking,
-    splits,
-    text,
-    training_loop,
-    vocabulary,
-)
-from genrecall.training.data import read_data
-from genrecall.training.next_sid import NextSid
-from genrecall.training.samples import SampleMaker
-from genrecall.training.tokenize import SemanticIds
+from genrecall.training import files, progress
+from genrecall.training.dataset import splits
+from genrecall.training.dataset.data_folder import read_data
+from genrecall.training.evaluation import metrics, ranking
+from genrecall.training.prompting import build_index, prompts
+from genrecall.training.prompting.samples import SampleMaker
+from genrecall.training.semantic_ids import text
+from genrecall.training.semantic_ids.tokenize import SemanticIds
+from genrecall.training.tuning import checkpoint, training_loop, vocabulary
+from genrecall.training.tuning.next_sid import NextSid
 
 _PRETRAINED_RATE = 2e-4  # the learning rate's peak when training starts from a checkpoint
 

@@ -54,7 +54,7 @@ def expand_vocabulary(model, tokenizer, sids, codebooks, seed=0):
     Args:
       model: a causal LM of Transformers.
       tokenizer: its tokenizer.
-      sids: training.tokenize.SemanticIds.
+      sids: tokenize.SemanticIds.
       codebooks: L arrays [C_l, D].
       seed: of the projection and the noise.
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from genrecall import kernels
 from genrecall.kernels import prompt_spec
-from genrecall.training import prompts, splits
-from genrecall.training.data import read_data
-from genrecall.training.tokenize import SemanticIds
+from genrecall.training.dataset import splits
+from genrecall.training.dataset.data_folder import read_data
+from genrecall.training.prompting import prompts
+from genrecall.training.semantic_ids.tokenize import SemanticIds
 
 WEIGHTS = ("popularity", "ecpm")
 
@@ -19,8 +20,8 @@ def build_index(items, sids, spec, sid_space_digest, weight):
     """A recall index of all items of a data folder.
 
     Args:
-      items: training.data.Items.
-      sids: training.tokenize.SemanticIds that have every item.
+      items: data_folder.Items.
+      sids: tokenize.SemanticIds that have every item.
       spec: PromptSpec (its facets become the index's).
       sid_space_digest: name of the SID space.
       weight: float32 [N] by row of `items`.

@@ -72,7 +72,7 @@ class SampleMaker:
     """Makes samples of lines.
 
     Args:
-      lines: training.splits.Lines.
+      lines: splits.Lines.
       visible: int64 [U], events of each line that training may see, targets included.
       prompt: kernels.Prompt.
       index: kernels.RecallIndex that knows every item of the lines.

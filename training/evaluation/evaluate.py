@@ -17,10 +17,13 @@ from rich.table import Table
 
 from genrecall import kernels
 from genrecall.kernels import prompt_spec
-from genrecall.training import baselines, build_index, files, metrics, ranking, splits
-from genrecall.training.data import read_data
-from genrecall.training.samples import SampleMaker
-from genrecall.training.tokenize import SemanticIds
+from genrecall.training import files
+from genrecall.training.dataset import splits
+from genrecall.training.dataset.data_folder import read_data
+from genrecall.training.evaluation import baselines, metrics, ranking
+from genrecall.training.prompting import build_index
+from genrecall.training.prompting.samples import SampleMaker
+from genrecall.training.semantic_ids.tokenize import SemanticIds
 
 
 def load_maker(data, run_folder):
@@ -48,7 +51,7 @@ def evaluate(data, run_folder, split, num_users, options, dtype="float32", seed=
     """Evaluates a run's checkpoint.
 
     Args:
-      data: training.data.DataSet.
+      data: data_folder.DataSet.
       run_folder: RUN of `genrecall sft`.
       split: "valid" or "test".
       num_users: at most this many, a fixed random sample; 0: all.

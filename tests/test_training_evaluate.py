@@ -3,7 +3,6 @@ to end.
 """
 
 import json
-import math
 import shutil
 
 import numpy as np
@@ -13,58 +12,17 @@ import transformers
 
 from genrecall import cli, kernels
 from genrecall.kernels import prompt_spec
-from genrecall.training.dataset import splits
-from genrecall.training.dataset.data_folder import Events, Items, read_data
-from genrecall.training.evaluation import baselines, evaluate, metrics, ranking
+from genrecall.training.dataset.data_folder import read_data
+from genrecall.training.evaluation import evaluate, held_out_log, metrics, ranking
+from genrecall.training.evaluation.protocol import MISS
 from genrecall.training.tuning import checkpoint, vocabulary
-
-
-def test_hit_rates_by_hand():
-    got = metrics.hit_rates([1, 5, 6, 10, 11, metrics.MISS])
-    assert got["hr@5"] == pytest.approx(2 / 6)
-    assert got["hr@10"] == pytest.approx(4 / 6)
-    assert got["hr@50"] == pytest.approx(5 / 6)
-    assert got["ndcg@5"] == pytest.approx((1 + 1 / math.log2(6)) / 6)
-    assert got["ndcg@10"] == pytest.approx(
-        (1 + 1 / math.log2(6) + 1 / math.log2(7) + 1 / math.log2(11)) / 6
-    )
-    assert metrics.hit_rates([])["hr@10"] == 0.0
 
 
 def test_ties_count_against_the_target():
     assert metrics.rank_of(0.5, [0.9, 0.5, 0.1]) == 3
     assert metrics.rank_of(1.0, []) == 1
     item, score = np.array([7, 8, 9]), np.array([2.0, 1.0, 1.0], np.float32)
-    assert [ranking.rank_in(item, score, i) for i in (7, 8, 9, 10)] == [1, 3, 3, metrics.MISS]
-
-
-def catalogue(n):
-    ids = np.arange(1, n + 1)
-    empty = np.full(n, np.nan, np.float32)
-    return Items(
-        ids, [""] * n, [()] * n, [""] * n, empty, empty, {i: i - 1 for i in range(1, n + 1)}
-    )
-
-
-def test_baselines_by_hand():
-    sequences = [[1, 2, 3, 4], [1, 2, 3, 5], [1, 3, 2, 4], [2, 1, 5, 4]]  # training: the first two
-    begin = np.arange(0, 17, 4)
-    ones = np.ones(16, np.int32)
-    times = np.tile(1_000_000 + 200_000 * np.arange(4), 4)
-    lines = splits.clean_lines(
-        Events(np.arange(4), begin, np.concatenate(sequences), ones, ones, times)
-    )
-    ranks = baselines.baseline_ranks(lines, catalogue(6), np.arange(4), "valid")
-    # Training part: 1 2 | 1 2 | 1 3 | 2 1. Popularity: item 1 four times, 2 three, 3 once, the rest
-    # never. User 0: history 1 2, target 3: best of what is left. User 2: history 1 3, target 2:
-    # best of what is left. User 3: history 2 1, target 5: item 3 is before it, and 4 and 6 tie with
-    # it.
-    assert ranks["popularity"].tolist() == [1, 1, 1, 4]
-    # From 2 only 1 followed, which is masked; from 3 nothing; from 1: 2 (masked) and 3.
-    assert ranks["markov-1"].tolist() == [1, 1, 1, 4]
-    ranks = baselines.baseline_ranks(lines, catalogue(6), np.array([2]), "test")
-    # User 2, test: history 1 3 2, last 2; target 4 ties with 5 and 6 at zero.
-    assert ranks["markov-1"].tolist() == [3]
+    assert [ranking.rank_in(item, score, i) for i in (7, 8, 9, 10)] == [1, 3, 3, MISS]
 
 
 def brute_force(model, token_ids, tokens, codes):
@@ -113,7 +71,7 @@ def test_the_engine_ranks_as_brute_force_does(run):
         candidates = ~np.isin(item_id, line[: seen[u]])
         order = np.argsort(-score[candidates], kind="stable")
         best = item_id[candidates][order]
-        assert ranked.top[i].tolist() == best[:10].tolist()
+        assert ranked.top[i][: len(best)].tolist() == best.tolist()
         assert ranked.ranks[i] == 1 + best.tolist().index(line[seen[u]])
 
 
@@ -126,7 +84,7 @@ def test_a_target_outside_the_beams_is_a_miss(run):
     narrow = ranking.rank_users(
         engine, maker, "valid", users, ranking.RankOptions(2, batch=7)
     ).ranks
-    assert (narrow[narrow != metrics.MISS] <= 2).all() and (narrow == metrics.MISS).any()
+    assert (narrow[narrow != MISS] <= 2).all() and (narrow == MISS).any()
     assert (narrow >= exact).mean() > 0.9  # a narrow search may lose what ranks before the target
 
 
@@ -160,17 +118,65 @@ def test_index_command(run, weight, tmp_path):
 
 def test_evaluate_command(run, capsys):
     shop, folder = run
-    assert (
-        cli.main(["evaluate", "--data", shop, "--run", folder, "--split", "test", "--users", "12"])
-        == 0
-    )
-    result = json.load(open(f"{folder}/evaluation_test.json"))
-    assert result["users"] == 12 and set(result["methods"]) == {
-        "genrecall",
-        "popularity",
-        "markov-1",
-    }
-    assert "hr@10" in result["methods"]["genrecall"] and "HR@10" in capsys.readouterr().out
+    command = ["evaluate", "--data", shop, "--run", folder, "--users", "12"]
+    assert cli.main([*command, "--sasrec", "train", "--threads", "1"]) == 0
+    result = json.load(open(f"{folder}/evaluation_valid.json"))
+    names = ["genrecall", "popularity", "markov-1", "item-to-item", "sasrec"]
+    assert result["users"] == 12 and list(result["methods"]) == names
+    for name in names:
+        own, between = result["methods"][name], result["intervals"][name]
+        assert all(low <= own[m] <= high for m, (low, high) in between.items())
+        assert 0 < own["coverage@10"] <= 1 and own["ecpm@10"] > 0
+    best = max(names[1:], key=lambda name: result["methods"][name]["hr@10"])
+    difference = result["difference"]
+    assert difference["from"] == best
+    ahead = result["methods"]["genrecall"]["hr@10"] - result["methods"][best]["hr@10"]
+    assert difference["hr@10"]["mean"] == pytest.approx(ahead)
+    out = capsys.readouterr()
+    assert "HR@10" in out.out and f"genrecall - {best}: HR@10" in out.out
+    assert "sasrec epoch 1: loss" in out.err
+    # What was trained is read back, and only for this data.
+    assert cli.main(command) == 0
+    assert "epoch" not in capsys.readouterr().err
+    again = json.load(open(f"{folder}/evaluation_valid.json"))
+    assert again["methods"] == result["methods"] and again["intervals"] == result["intervals"]
+    assert cli.main([*command, "--sasrec", "off"]) == 0
+    assert "sasrec" not in json.load(open(f"{folder}/evaluation_valid.json"))["methods"]
+
+
+def test_the_test_split_is_used_with_a_warning_and_on_record(run, tmp_path, capsys):
+    shop, folder = run
+    own = str(tmp_path / "run")
+    shutil.copytree(folder, own)
+    command = ["evaluate", "--data", shop, "--run", own, "--users", "5"]
+    assert cli.main(command) == 0
+    assert "test split" not in capsys.readouterr().err and not held_out_log.read(own)
+    assert cli.main([*command, "--split", "test"]) == 0
+    assert "the test split is used, for the first time" in capsys.readouterr().err
+    assert cli.main([*command, "--split", "test", "--beam_width", "7"]) == 0
+    assert "the test split is used, 1 time(s) before" in capsys.readouterr().err
+    uses = held_out_log.read(own)
+    assert [u["options"]["beam_width"] for u in uses] == [50, 7]
+    assert uses[0]["users"] == 5 and len(uses[0]["checkpoint_digest"]) == 64
+    with open(held_out_log.path(own), "a") as f:
+        f.write("{\n")
+    assert cli.main([*command, "--split", "test"]) == 2
+    assert "test_uses.jsonl:3: bad JSON" in capsys.readouterr().err
+
+
+def test_widths(run, tmp_path):
+    shop, folder = run
+    command = ["evaluate", "--data", shop, "--run", folder, "--users", "20", "--sasrec", "off"]
+    widths = ["--widths", "64", "2", "10"]
+    assert cli.main([*command, *widths, "--output", str(tmp_path / "x.json")]) == 0
+    points = json.load(open(f"{folder}/widths_valid.json"))["points"]
+    assert [p["beam_width"] for p in points] == [2, 10, 64]
+    assert [sorted(map(int, p["hr"])) for p in points] == [[], [5, 10], [5, 10, 20, 50]]
+    whole = json.load(open(tmp_path / "x.json"))["methods"]["genrecall"]
+    assert points[2]["hr"]["10"] == whole["hr@10"]  # both exact: 40 items
+    assert all(p["latency_ms"] > 0 and p["users_per_s"] > 0 for p in points)
+    with open(f"{folder}/widths_valid.png", "rb") as f:
+        assert f.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
 def test_commands_in_the_wrong_order_say_what_is_missing(run, tmp_path, capsys):

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -46,6 +47,25 @@ class Items:
 
     def __len__(self):
         return len(self.ids)
+
+    @cached_property
+    def _by_id(self):
+        order = np.argsort(self.ids)
+        return order, self.ids[order]
+
+    def rows(self, item_ids):
+        """Rows of items, int64 like `item_ids` (int64, any shape).
+
+        Raises:
+          ValueError: an item that is not in the catalogue, by its id.
+        """
+        order, ids = self._by_id
+        item_ids = np.asarray(item_ids, np.int64)
+        at = np.minimum(np.searchsorted(ids, item_ids), len(ids) - 1)
+        unknown = item_ids[ids[at] != item_ids]
+        if unknown.size:
+            raise ValueError(f"item {unknown.flat[0]}: not in items.jsonl")
+        return order[at]
 
 
 @dataclass(frozen=True)

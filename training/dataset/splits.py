@@ -6,6 +6,7 @@ behaviour cleaning's decision, so it is taken from the same C++ that serving run
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -59,9 +60,26 @@ class Lines:
         its own history is masked by the
         protocol and cannot be hit: such users are left out."""
         seen = self.visible(split)
-        users = np.flatnonzero(self.lengths >= 3)
-        fresh = [u for u in users if self.items_of(u)[seen[u]] not in self.items_of(u)[: seen[u]]]
-        return np.array(fresh, np.int64)
+        long_enough = self.lengths >= 3
+        target_at = np.where(long_enough, self.begin[:-1] + seen, -1)  # -1: compared, not used
+        target = self.item[target_at] if len(self.item) else np.zeros(0, np.int64)
+        repeats = (self.item == target[self.owner]) & (self.position < seen[self.owner])
+        repeated = np.bincount(self.owner[repeats], minlength=self.num_users) > 0
+        return np.flatnonzero(long_enough & ~repeated)
+
+    @cached_property
+    def owner(self):
+        """The number of the user whose event it is, int64 [E]."""
+        return np.repeat(np.arange(self.num_users), self.lengths)
+
+    @cached_property
+    def position(self):
+        """Each event's place in its user's line, from 0, int64 [E]."""
+        return np.arange(len(self.item)) - self.begin[:-1][self.owner]
+
+    def seen_events(self, split):
+        """Whether each event may be seen when `split` is trained or evaluated, bool [E]."""
+        return self.position < self.visible(split)[self.owner]
 
 
 def clean_options(spec):
@@ -115,7 +133,5 @@ def training_sequences(lines):
 
 def popularity(lines, items):
     """How often each item occurs in the training part, int64 [N] by row of `items`."""
-    counts = np.zeros(len(items), np.int64)
-    for sequence in training_sequences(lines):
-        np.add.at(counts, [items.row_of[int(i)] for i in sequence], 1)
-    return counts
+    rows = items.rows(lines.item[lines.seen_events("train")])
+    return np.bincount(rows, minlength=len(items)).astype(np.int64)

@@ -36,9 +36,20 @@ lint: $(BUILT)
 wheel: $(INSTALLED)
 	$(BIN)/pip wheel -q --no-build-isolation --no-deps -w dist .
 
-bench: $(BUILT)
-	$(BIN)/python benchmarks/bench_engine.py
-	$(BIN)/python benchmarks/bench_index.py --items 10000000
+# The systems `make bench` measures beside the engine: they want another Transformers than the project.
+BASELINES := $(VENV)-baselines
+$(BASELINES)/.installed: benchmarks/baselines.txt
+	@echo "== virtual environment of the baselines in $(BASELINES)"
+	test -x $(BASELINES)/bin/python || $(PYTHON) -m venv $(BASELINES)
+	$(BASELINES)/bin/pip install -q --disable-pip-version-check torch==2.13.0
+	$(BASELINES)/bin/pip install -q --disable-pip-version-check -r benchmarks/baselines.txt
+	@# optimum asks for torchvision, whose wheel is for another torch and breaks every import of a model.
+	$(BASELINES)/bin/pip uninstall -q -y torchvision
+	touch $@
+
+# All figures beside their baselines and the machine's floor: about an hour. ARGS="--compare FILE", and others.
+bench: $(BUILT) $(BASELINES)/.installed
+	GENRECALL_BASELINES_PYTHON=$(abspath $(BASELINES))/bin/python $(BIN)/python benchmarks/bench.py $(ARGS)
 
 # What is too slow or too special for `make test`: run by hand before a release.
 check-slow: $(BUILT) bazel-test
@@ -53,4 +64,4 @@ bazel-test: $(BUILT)
 	  --bazelrc=../../.bazelrc.local --bazelrc=../../.bazelrc test //...
 
 clean:
-	rm -rf build dist demo $(VENV) *.egg-info
+	rm -rf build dist demo bench $(VENV) $(BASELINES) *.egg-info

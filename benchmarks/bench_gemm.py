@@ -85,8 +85,8 @@ def main():
     machine = measure(args.threads)
     print(
         f"{args.threads} thread(s), {args.isa}; measured peaks: "
-        f"float32 {machine.float_flops / 1e9:.0f} GFLOP/s, "
-        f"bf16 tiles {machine.tile_flops / 1e9:.0f} GFLOP/s, "
+        f"float32 {machine.float_ops / 1e9:.0f} GFLOP/s, "
+        f"bf16 tiles {machine.tile_bf16_ops / 1e9:.0f} GFLOP/s, "
         f"memory {machine.bytes_per_s / 1e9:.1f} GB/s"
     )
     print("dtype         k  outs rows  GFLOP/s of peak   GB/s of mem   torch   numpy (GFLOP/s)")
@@ -95,7 +95,7 @@ def main():
             for rows in args.rows:
                 runs, copies = contenders(args.isa, dtype, rows, k, outs, pool)
                 best = best_seconds(runs, copies, clock, args.seconds)
-                peak = machine.peak_flops(args.isa, dtype)
+                peak = machine.peak_ops(args.isa, dtype)
                 line = table_line(dtype, k, outs, rows, best, peak, machine.bytes_per_s)
                 print(line, flush=True)
 

@@ -1,26 +1,48 @@
-"""What this machine can do at most, measured in the run that divides by it."""
+"""What a machine is and what it can do at most, measured in the run that divides by it."""
 
 import json
 import os
+import platform
 import shlex
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+# Figures of the 2-core AMX machine that the project's targets were set on. A run there that
+# measures less than 0.9 of them had a disturbed machine: its ratios prove nothing.
+REFERENCE = {"tile_bf16_ops": 6.4e12, "tile_int8_ops": 12.8e12, "bytes_per_s": 30e9}
+
 
 @dataclass(frozen=True)
 class Machine:
-    """Peaks of `threads` threads together. tile_flops is 0 without AMX."""
+    """Peaks of `threads` threads together, a multiply-add counting as two operations.
+
+    int8_ops is 0 without AVX-512 VNNI, tile_* are 0 without AMX.
+    """
 
     threads: int
-    float_flops: float
-    tile_flops: float
+    float_ops: float
+    int8_ops: float
+    tile_bf16_ops: float
+    tile_int8_ops: float
     bytes_per_s: float
 
-    def peak_flops(self, isa, dtype):
-        """The peak of the units that `isa` uses for `dtype`."""
-        return self.tile_flops if isa == "amx" and dtype == "bfloat16" else self.float_flops
+    def peak_ops(self, isa, dtype):
+        """The peak of the units that the engine uses for `dtype` under `isa`."""
+        if dtype == "int8":
+            return {"amx": self.tile_int8_ops, "avx512": self.int8_ops}.get(isa) or self.float_ops
+        return self.tile_bf16_ops if isa == "amx" and dtype == "bfloat16" else self.float_ops
+
+    def doubts(self):
+        """Why the figures of this run do not count for the targets: list of sentences."""
+        if not self.tile_bf16_ops:
+            return ["no AMX here: the targets were set on an AMX machine and are not judged"]
+        return [
+            f"{name} = {getattr(self, name):.3g}: under 0.9 of the reference {value:.3g}, void"
+            for name, value in REFERENCE.items()
+            if getattr(self, name) < 0.9 * value
+        ]
 
 
 def measure(threads):
@@ -33,3 +55,16 @@ def measure(threads):
         subprocess.run([*compiler, *flags, str(source), "-o", program], check=True)
         out = subprocess.run([program, str(threads)], capture_output=True, text=True, check=True)
     return Machine(**json.loads(out.stdout))
+
+
+def describe():
+    """What the figures were taken on: dict."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+    }

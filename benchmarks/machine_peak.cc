@@ -1,7 +1,8 @@
 // What this machine can do at most, for benchmarks to divide by: `machine_peak THREADS` prints float32 FLOP/s
-// (independent fused multiply-adds on registers), bf16 tile FLOP/s (0 without AMX), and bytes/s of reading
-// far more memory than the caches hold. Time is the threads' own CPU time, so that other programs' load does
-// not pass for a slow machine. Compiled with -march=native by machine.py.
+// (independent fused multiply-adds on registers), int8 vector OP/s (0 without AVX-512 VNNI), bf16 tile FLOP/s
+// and int8 tile OP/s (0 without AMX), and bytes/s of reading far more memory than the caches hold. Time is
+// the threads' own CPU time, so that other programs' load does not pass for a slow machine. Compiled with
+// -march=native by machine.py.
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -79,27 +80,61 @@ double FloatFlops(int threads) {
   return 2.0 * kLanes * kChains * kSteps * threads / seconds;
 }
 
-double TileFlops(int threads) {
-#if defined(__AMX_BF16__)
-  if (syscall(SYS_arch_prctl, 0x1023, 18) != 0) return 0;
-  constexpr int64_t kSteps = 200'000;
+double VectorInt8Ops(int threads) {
+#if defined(__AVX512VNNI__)
+  constexpr int64_t kSteps = 1'000'000;
   const double seconds = Best(20, [&] {
     return Seconds(threads, [](int) {
-      alignas(64) uint8_t config[64] = {1};
-      for (int t = 0; t < 8; ++t) config[16 + 2 * t] = 64, config[48 + t] = 16;
-      _tile_loadconfig(config);
-      _tile_zero(4), _tile_zero(5), _tile_zero(6), _tile_zero(7);
+      __m512i acc[kChains], x = _mm512_set1_epi8(1);
+      for (__m512i& a : acc) a = _mm512_setzero_si512();
       for (int64_t i = 0; i < kSteps; ++i) {
-        _tile_dpbf16ps(0, 4, 6), _tile_dpbf16ps(1, 4, 7), _tile_dpbf16ps(2, 5, 6), _tile_dpbf16ps(3, 5, 7);
+#pragma GCC unroll 24
+        for (int c = 0; c < kChains; ++c) acc[c] = _mm512_dpbusd_epi32(acc[c], x, x);
+        asm volatile("" : "+v"(x));  // else the sums are folded into one multiplication
       }
-      _tile_release();
+      __m512i sum = _mm512_setzero_si512();
+      for (const __m512i& a : acc) sum = _mm512_add_epi32(sum, a);
+      sink = static_cast<float>(_mm512_reduce_add_epi32(sum));
     });
   });
-  return 2.0 * 16 * 16 * 32 * 4 * kSteps * threads / seconds;
+  return 2.0 * 64 * kChains * kSteps * threads / seconds;
 #else
   return 0;
 #endif
 }
+
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+// OP/s of four independent tile products a round, each 16 x 16 sums over `depth` products.
+template <typename Products>
+double TileOps(int threads, int depth, const Products& products) {
+  if (syscall(SYS_arch_prctl, 0x1023, 18) != 0) return 0;
+  constexpr int64_t kSteps = 200'000;
+  const double seconds = Best(20, [&] {
+    return Seconds(threads, [&](int) {
+      alignas(64) uint8_t config[64] = {1};
+      for (int t = 0; t < 8; ++t) config[16 + 2 * t] = 64, config[48 + t] = 16;
+      _tile_loadconfig(config);
+      _tile_zero(4), _tile_zero(5), _tile_zero(6), _tile_zero(7);
+      for (int64_t i = 0; i < kSteps; ++i) products();
+      _tile_release();
+    });
+  });
+  return 2.0 * 16 * 16 * depth * 4 * kSteps * threads / seconds;
+}
+double TileBf16Ops(int threads) {
+  return TileOps(threads, 32, [] {
+    _tile_dpbf16ps(0, 4, 6), _tile_dpbf16ps(1, 4, 7), _tile_dpbf16ps(2, 5, 6), _tile_dpbf16ps(3, 5, 7);
+  });
+}
+double TileInt8Ops(int threads) {
+  return TileOps(threads, 64, [] {
+    _tile_dpbssd(0, 4, 6), _tile_dpbssd(1, 4, 7), _tile_dpbssd(2, 5, 6), _tile_dpbssd(3, 5, 7);
+  });
+}
+#else
+double TileBf16Ops(int) { return 0; }
+double TileInt8Ops(int) { return 0; }
+#endif
 
 double ReadBandwidth(int threads) {
   constexpr int64_t kBytes = int64_t{512} << 20;
@@ -127,6 +162,10 @@ double ReadBandwidth(int threads) {
 
 int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
-  std::printf("{\"threads\": %d, \"float_flops\": %.6g, \"tile_flops\": %.6g, \"bytes_per_s\": %.6g}\n",
-              threads, FloatFlops(threads), TileFlops(threads), ReadBandwidth(threads));
+  std::printf(
+      "{\"threads\": %d, \"float_ops\": %.6g, \"int8_ops\": %.6g, \"tile_bf16_ops\": %.6g, "
+      "\"tile_int8_ops\": "
+      "%.6g, \"bytes_per_s\": %.6g}\n",
+      threads, FloatFlops(threads), VectorInt8Ops(threads), TileBf16Ops(threads), TileInt8Ops(threads),
+      ReadBandwidth(threads));
 }

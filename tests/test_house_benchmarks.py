@@ -1,0 +1,142 @@
+"""The benchmark itself: its floor, the answers of its baselines, its records. Times nothing."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    """The benchmark's modules, which are scripts beside one another and no package."""
+    import importlib
+
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "runners"))
+    names = ("bench", "floor", "machine", "report", "workload", "torch_loop", "throughput")
+    yield {name: importlib.import_module(name) for name in names}
+    for name in list(sys.modules):  # their names are too plain to stay
+        if str(BENCHMARKS) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def reference_machine(modules, **changes):
+    peaks = {"threads": 2, "float_ops": 4e11, "int8_ops": 8e11, **modules["machine"].REFERENCE}
+    return modules["machine"].Machine(**(peaks | changes))
+
+
+@pytest.mark.parametrize("width, expected", [(5, 96), (32, 96), (128, 96), (512, 167)])
+def test_floor_is_the_published_one(modules, width, expected):
+    """0.5B in bf16 on 6.4 TFLOP/s and 30 GB/s, prompt 150."""
+    machine = reference_machine(modules)
+    found = modules["floor"].floor_ms(machine, "0.5b", "amx", "bfloat16", width, 150)
+    assert found == pytest.approx(expected, abs=1)
+
+
+def test_floor_of_eight_requests_together(modules):
+    machine = reference_machine(modules)
+    found = modules["floor"].floor_ms(machine, "0.5b", "amx", "bfloat16", 5, 150, requests=8)
+    assert found == pytest.approx(206, abs=1)
+
+
+def test_a_disturbed_machine_voids_the_run(modules):
+    assert reference_machine(modules).doubts() == []
+    assert "bytes_per_s = 2e+10" in reference_machine(modules, bytes_per_s=2e10).doubts()[0]
+    assert "no AMX" in reference_machine(modules, tile_bf16_ops=0).doubts()[0]
+
+
+def test_torch_loop_finds_what_the_engine_finds(modules, tmp_path):
+    """A baseline that searched wrongly would be no baseline."""
+    import torch
+    import transformers
+
+    from genrecall import kernels
+    from genrecall.trtllm_bridge import Engine, checkpoint
+
+    made = modules["workload"].write_workload(tmp_path, "tiny", 500, 20)
+    checkpoint.convert(tmp_path / "checkpoint", tmp_path / "model.gguf", "float32")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "checkpoint", dtype=torch.float32
+    ).eval()
+    token_ids = np.load(tmp_path / "arrays.npz")["token_ids"]
+    loop = modules["torch_loop"]
+    search = loop.Search(model, loop.Trie(made.sids, token_ids.shape[1]), token_ids)
+    index = kernels.RecallIndex.build(
+        [token_ids.shape[1]] * len(token_ids), np.arange(len(made.sids), dtype=np.int64), made.sids
+    )
+    engine = Engine(str(tmp_path / "model.gguf"), num_threads=1)
+    for width in (1, 7, 40):
+        with torch.inference_mode():
+            sids, score = search(torch.from_numpy(made.prompts[:1]), width)
+        out = engine.decode(made.prompts[:1].astype(np.int32), [20], index, beam_width=width)
+        np.testing.assert_array_equal(out["sids"][0], sids.numpy())
+        np.testing.assert_allclose(out["score"][0], score.numpy(), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_peaks_are_measured(modules):
+    found = modules["machine"].measure(1)
+    assert found.float_ops > 1e9 and found.bytes_per_s > 1e8
+    assert found.peak_ops("avx512", "int8") >= found.float_ops
+
+
+def test_one_command_measures_stores_draws_and_compares(modules, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(modules["machine"], "measure", lambda _: reference_machine(modules))
+    arguments = ["--shapes", "tiny", "--repeats", "1", "--widths", "3", "--items", "300"]
+    arguments += ["--systems", "genrecall bf16", "torch loop f32", "--prompt_tokens", "12"]
+    more = ["--clients", "2", "--seconds", "0.2", "--sizes", "1000", "--limits_ms", "500"]
+    modules["bench"].main([*arguments, *more, "--output", str(tmp_path / "a")])
+    records = [json.loads(x) for x in (tmp_path / "a" / "results.jsonl").read_text().splitlines()]
+    assert [r["benchmark"] for r in records] == [
+        *("machine", "latency", "latency", "closed_loop", "highest_rate", "catalogue")
+    ]
+    assert records[1]["of_floor"] == pytest.approx(records[1]["floor_ms"] / records[1]["median_ms"])
+    assert {p.name for p in (tmp_path / "a").glob("*.png")} == {
+        *("latency_tiny.png", "throughput.png", "catalogue.png")
+    }
+    arguments += ["--sections", "latency", "--output", str(tmp_path / "b")]
+    modules["bench"].main([*arguments, "--compare", str(tmp_path / "a" / "results.jsonl")])
+    out = capsys.readouterr().out
+    assert "now / then" in out and "latency tiny torch loop f32 3" in out
+
+
+def test_stored_runs_are_read_before_anything_is_measured(modules, tmp_path):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"benchmark": "machine"}\n{"benchmark":\n')
+    with pytest.raises(ValueError, match=r"broken.jsonl:2: bad JSON"):
+        modules["bench"].main(["--compare", str(broken), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_system_is_refused_by_name(modules, capsys):
+    with pytest.raises(SystemExit):
+        modules["bench"].main(["--systems", "vllm"])
+    assert "--systems vllm: expected the beginning of one of genrecall bf16" in (
+        capsys.readouterr().err
+    )
+
+
+def test_open_loop_counts_refusals_and_waits(modules):
+    """An engine that refuses every second request and takes 20 ms for the others."""
+    import time
+
+    class Request:
+        def result(self):
+            time.sleep(0.02)
+
+    class Engine:
+        calls = 0
+
+        def submit(self, prompt, index, beam_width):
+            self.calls += 1
+            if self.calls % 2:
+                raise RuntimeError("queue full")
+            return Request()
+
+    found = modules["throughput"].open_loop(Engine(), None, [0], 5, rate=100, seconds=0.5)
+    assert found.failed == 25 and len(found.ms) == 25
+    assert np.all(found.ms >= 20)

@@ -3,6 +3,7 @@ to end.
 """
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -90,11 +91,14 @@ def test_a_target_outside_the_beams_is_a_miss(run):
 
 def test_run_folder_holds_what_the_contract_says(run):
     _, folder = run
-    config = json.load(open(f"{folder}/config.json"))
-    written = json.load(open(f"{folder}/metrics.json"))
-    assert config["sft"]["preset"] == "tiny" and config["loop"]["epochs"] == 2
-    assert len(config["data_digest"]) == 64 and config["versions"]["torch"] == torch.__version__
-    assert written["validations"][-1]["kept"] and 0 <= written["validations"][-1]["hr@10"] <= 1
+    config = json.load(open(f"{folder}/sft.config.json"))
+    written = json.load(open(f"{folder}/sft.metrics.json"))["metrics"]
+    assert config["options"]["decoder"]["hidden"] == 64
+    assert config["options"]["loop"]["epochs"] == 2
+    assert len(config["data"]["digest"]) == 64
+    assert config["packages"]["torch"] == torch.__version__
+    assert written["validations"][-1]["kept"] and 0 <= written["best"]["hr@10"] <= 1
+    assert not os.path.exists(f"{folder}/state") and os.listdir(f"{folder}/tensorboard")
 
 
 @pytest.mark.parametrize("weight", ["popularity", "ecpm"])
@@ -224,8 +228,10 @@ def test_sft_from_a_checkpoint_folder(run, tmp_path, architecture):
     assert cli.main([*sft, "--data", shop, "--run", out, "--checkpoint", base]) == 0
     trained, _ = checkpoint.load_decoder(f"{out}/checkpoint")
     assert type(trained).__name__ == f"{architecture}ForCausalLM"
-    options = json.load(open(f"{out}/config.json"))
-    assert options["sft"]["dropout"] == 0 and options["loop"]["learning_rate"] == 2e-4
+    options = json.load(open(f"{out}/sft.config.json"))["options"]
+    assert options["dropout"] == 0 and options["loop"]["learning_rate"] == 2e-4
+    validations = json.load(open(f"{out}/sft.metrics.json"))["metrics"]["validations"]
+    assert [v["stage"] for v in validations] == [1, 2]
     assert cli.main(["evaluate", "--data", shop, "--run", out, "--users", "5"]) == 0
 
 

@@ -133,10 +133,11 @@ def add_arguments(parser, cls, presets=None, skip=()):
             _add_flag(parser, owner, field)
 
 
-def from_args(cls, args, presets=None):
+def from_args(cls, args, presets=None, default=None):
     """An instance of `cls` from what `add_arguments` parsed: defaults < preset < file < flags.
 
-    The preset is --preset's, else the one that the file names by the key `preset`.
+    The preset is --preset's, else the one that the file names by the key `preset`, else
+    default(what file and flags say at the top level), where `default` is given.
 
     Raises:
       FileNotFoundError, ValueError: as `load`.
@@ -155,6 +156,8 @@ def from_args(cls, args, presets=None):
         if field.name in given:
             inside = functools.reduce(lambda d, key: d.setdefault(key, {}), parents, overrides)
             inside[field.name] = given[field.name]
+    if default is not None and name is None:
+        name = default(values | overrides)
     preset = (presets or {}).get(name) or {}
     sources = [(f"preset '{name}'", preset), (path, values), ("command line", overrides)]
     return _build(cls, sources)

@@ -11,7 +11,7 @@ _LOG_EVERY_S = 20.0
 
 
 class Report:
-    """What training_loop.train and sft tell; use as a context manager around the run."""
+    """What a training loop tells; use as a context manager around it."""
 
     def __init__(self, console=None):
         self.console = console or Console()
@@ -27,10 +27,10 @@ class Report:
             console=self.console,
         )
         self._task = self._bar.add_task("training", total=1.0, epoch=0, loss=float("nan"), speed=0)
-        self._started = self._last = time.monotonic()
+        self._last, self._first = time.monotonic(), True
 
     def __enter__(self):
-        self._started = self._last = time.monotonic()
+        self._last, self._first = time.monotonic(), True
         if self.console.is_terminal:
             self._bar.start()
         return self
@@ -41,6 +41,9 @@ class Report:
 
     def step(self, state):
         """After every step."""
+        if self._first and state.step > 1:
+            self.console.print(f"resumed after step {state.step - 1}", highlight=False)
+        self._first = False
         if self.console.is_terminal:
             self._bar.update(
                 self._task,
@@ -53,7 +56,7 @@ class Report:
         now = time.monotonic()
         if now - self._last >= _LOG_EVERY_S:
             self._last = now
-            left = (now - self._started) * (1 - state.fraction) / max(state.fraction, 1e-9)
+            left = state.elapsed_s * (1 - state.fraction) / max(state.fraction, 1e-9)
             self.console.print(
                 f"training {state.fraction:4.0%}  epoch {state.epoch}  loss {state.loss:.3f}  "
                 f"{state.tokens_per_s:.0f} tokens/s  {left:.0f} s left",
@@ -61,12 +64,13 @@ class Report:
             )
 
     def validation(self, entry):
-        """After every validation: an entry of metrics.json."""
+        """After every validation: an entry of the loop's history."""
         hits = "  ".join(
             f"{name.upper()} {entry[name]:.4f}" for name in ("hr@10", "ndcg@10") if name in entry
         )
         kept = "  kept" if entry.get("kept") else ""
+        stage = f"stage {entry['stage']}, " if "stage" in entry else ""
         self.console.print(
-            f"validation after epoch {entry['epoch']}: {hits or 'no user to rank'}{kept}",
+            f"{stage}validation after epoch {entry['epoch']}: {hits or 'no user to rank'}{kept}",
             highlight=False,
         )

@@ -3,7 +3,7 @@ training loop.
 
 A checkpoint folder is an ordinary Hugging Face one (config.json, model.safetensors, tokenizer.json)
 with three files more: sid_space.json, prompt_spec.json, and prompt.gguf, the spec compiled for
-  serving.
+serving.
 """
 
 import os
@@ -11,40 +11,35 @@ import os
 import torch
 import transformers
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from genrecall.kernels import prompt_spec
 from genrecall.kernels.json_fields import read_json
 from genrecall.training import files
+from genrecall.training.tuning import sid_tables
 
 transformers.utils.logging.disable_progress_bar()  # of files that are written in a moment
 
 ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM")
-# Decoders made from scratch: (hidden size, layers, heads, feed-forward size).
-PRESETS = {
-    "tiny": (64, 2, 2, 192),
-    "small": (128, 3, 4, 512),
-    "base": (256, 4, 8, 1024),
-}
 
 
-def new_decoder(preset, vocab_size, seed):
+def new_decoder(shape, vocab_size, seed):
     """A Qwen2 decoder with random weights, float32, head tied to the embedding.
 
-    Raises:
-      ValueError: no such preset.
+    Args:
+      shape: DecoderOptions.
+      vocab_size: rows of the embedding.
+      seed: of the weights.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"preset = {preset!r}: expected one of {', '.join(PRESETS)}")
-    hidden, layers, heads, ffn = PRESETS[preset]
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=vocab_size,
-        hidden_size=hidden,
-        intermediate_size=ffn,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.feed_forward,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads or shape.heads,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -91,17 +86,24 @@ def save_checkpoint(folder, model, tokenizer, sid_space, spec, dtype=torch.float
 
     Args:
       folder: path; an older checkpoint there is replaced.
-      model, tokenizer: with the SID tokens in.
+      model, tokenizer: with the SID tokens in (vocabulary.expand_vocabulary).
       sid_space: SidSpace.
       spec: PromptSpec.
       dtype: of the weights in model.safetensors, torch.float32 or torch.bfloat16.
     """
     with files.replacing_folder(folder) as beside:
-        state = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
-        model.save_pretrained(beside, state_dict=state)
-        config = read_json(os.path.join(beside, "config.json"))
+        state = {
+            name: tensor.detach().to("cpu", dtype).contiguous()
+            for name, tensor in sid_tables.merged_state(model).items()
+        }
+        save_file(state, os.path.join(beside, "model.safetensors"), metadata={"format": "pt"})
+        config = model.config.to_dict()
+        config["vocab_size"] = sid_tables.tables(model)[0].num_rows
+        config["architectures"] = [type(model).__name__]
         config["dtype"] = str(dtype).removeprefix("torch.")
         files.write_json(os.path.join(beside, "config.json"), config)
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         sid_space.save(os.path.join(beside, "sid_space.json"))
         files.write_json(os.path.join(beside, "prompt_spec.json"), spec.to_json())

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from genrecall.kernels.prompt_spec import SidSpace
+from genrecall.training.tuning import sid_tables
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -42,14 +43,14 @@ def train_tokenizer(texts, vocab_size=1000):
 
 
 def expand_vocabulary(model, tokenizer, sids, codebooks, seed=0):
-    """Appends the SID tokens to tokenizer and model, in place.
+    """Appends the SID tokens to the tokenizer and gives the model tables for their rows (see
+    sid_tables), in place.
 
     The new tokens take the ids after the tokenizer's last; a checkpoint whose embedding is padded
-    beyond that lends its padding rows, and the embedding grows only for what is left. Rows of the
-    tokens the tokenizer had stay bit-identical. A new row starts as the mean of the base rows plus
-    its centroid, projected at random and scaled to the spread of the base rows, so that codes that
-    mean alike start alike; codes without a centroid (collisions, spares) start as noise of that
-    size.
+    beyond that lends them the ids of its padding rows. The base table itself is not touched. A new
+    row starts as the mean of the base rows plus its centroid, projected at random and scaled to the
+    spread of the base rows, so that codes that mean alike start alike; codes without a centroid
+    (collisions, spares) start as noise of that size.
 
     Args:
       model: a causal LM of Transformers.
@@ -60,6 +61,9 @@ def expand_vocabulary(model, tokenizer, sids, codebooks, seed=0):
 
     Returns:
       SidSpace: the stored table (level, code) -> token id, and its digest.
+
+    Raises:
+      ValueError: a checkpoint that has SID tokens already; a tokenizer longer than the embedding.
     """
     base = len(tokenizer)
     names = [
@@ -67,38 +71,58 @@ def expand_vocabulary(model, tokenizer, sids, codebooks, seed=0):
         for level, size in enumerate(sids.level_sizes)
         for code in range(size)
     ]
-    known = [n for n in names if n in tokenizer.get_vocab()]
+    vocabulary = tokenizer.get_vocab()
+    known = [n for n in names if n in vocabulary]
     if known:
         raise ValueError(
             f"the tokenizer already has {known[0]}: expected a checkpoint without SID tokens"
         )
     # Special tokens are never split or normalised, and text never produces them by merging.
     tokenizer.add_tokens(names, special_tokens=True)
-    ids = np.array(tokenizer.convert_tokens_to_ids(names))
-    rows = model.get_input_embeddings().num_embeddings
-    if ids.max() >= rows:
-        model.resize_token_embeddings(int(ids.max()) + 1, mean_resizing=False)
-    generator = np.random.default_rng(seed)
-    for table in _tables(model):
-        start = _starting_rows(
-            table.detach()[:base],
-            sids.level_sizes,
-            codebooks,
-            np.random.default_rng(generator.integers(2**31)),
+    ids = tokenizer.convert_tokens_to_ids(names)
+    if ids != list(range(base, base + len(names))):
+        raise ValueError(
+            f"the tokenizer gave {names[0]} the id {ids[0]}: expected {base} and the ids after it"
         )
-        with torch.no_grad():
-            table[torch.from_numpy(ids)] = start.to(table.dtype)
-    model.config.vocab_size = model.get_input_embeddings().num_embeddings
+    weights = _weights(model)
+    generator = np.random.default_rng(seed)
+    starts = []
+    for weight in weights:
+        if base > len(weight):
+            raise ValueError(
+                f"the tokenizer has {base} tokens: expected <= the {len(weight)} rows of the table"
+            )
+        rng = np.random.default_rng(generator.integers(2**31))
+        start = _starting_rows(weight.detach()[:base], sids.level_sizes, codebooks, rng)
+        starts.append(start.to(weight.dtype))
+    sid_tables.split(model, starts, base)
     first = np.cumsum([0, *sids.level_sizes])
-    token_ids = tuple(tuple(ids[a:b].tolist()) for a, b in zip(first[:-1], first[1:], strict=True))
+    token_ids = tuple(tuple(ids[a:b]) for a, b in zip(first[:-1], first[1:], strict=True))
     return SidSpace.build(sids.level_sizes, token_ids, sids.codebook_digest)
 
 
-def _tables(model):
+def reopen_vocabulary(model, space):
+    """Gives a model whose checkpoint has SID tokens tables for their rows, in place.
+
+    Args:
+      model: a causal LM of Transformers, as checkpoint.load_decoder reads it.
+      space: the SidSpace stored beside it.
+
+    Raises:
+      ValueError: SID tokens whose ids do not follow each other.
+    """
+    ids = [i for level in space.token_ids for i in level]
+    if ids != list(range(ids[0], ids[0] + len(ids))):
+        raise ValueError(f"SID tokens from {ids[0]} on: expected ids that follow each other")
+    rows = [weight.detach()[ids].clone() for weight in _weights(model)]
+    sid_tables.split(model, rows, ids[0])
+
+
+def _weights(model):
     """The input embedding and, where it is not the same parameter, the LM head."""
-    tables = [model.get_input_embeddings().weight]
+    weights = [model.get_input_embeddings().weight]
     head = model.get_output_embeddings().weight
-    return tables if head is tables[0] else [*tables, head]
+    return weights if head is weights[0] else [*weights, head]
 
 
 def _starting_rows(base, level_sizes, codebooks, generator):

@@ -1,0 +1,135 @@
+"""A fine-tuning run: data, semantic IDs, decoder, prompt and samples, put together. Knows no
+objective and no training loop.
+"""
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from genrecall import kernels
+from genrecall.kernels import prompt_spec
+from genrecall.training import files
+from genrecall.training.dataset import splits
+from genrecall.training.dataset.data_folder import read_data
+from genrecall.training.prompting import build_index, prompts
+from genrecall.training.prompting.samples import SampleMaker
+from genrecall.training.semantic_ids import text
+from genrecall.training.semantic_ids.tokenize import SemanticIds
+from genrecall.training.tuning import checkpoint, vocabulary
+
+
+@dataclass
+class Run:
+    """Everything a fine-tuning run is made of, built once by `prepare`.
+
+    model: decoder with SID tables; identity: what a resumed run must have in common with the one
+    that was killed (see training_state).
+    """
+
+    folder: str
+    data: object
+    lines: splits.Lines
+    model: object
+    tokenizer: object
+    space: prompt_spec.SidSpace
+    spec: prompt_spec.PromptSpec
+    maker: SampleMaker
+    identity: dict
+
+    def save(self, folder, dtype="float32"):
+        """Writes the decoder as it is now as a checkpoint folder."""
+        checkpoint.save_checkpoint(
+            folder, self.model, self.tokenizer, self.space, self.spec, getattr(torch, dtype)
+        )
+
+
+def prepare(data_folder, run_folder, options):
+    """Data folder + RUN/semantic_ids -> Run: decoder with SID tokens, compiled prompt, index,
+    samples.
+
+    Args:
+      data_folder, run_folder: paths.
+      options: SftOptions.
+
+    Raises:
+      FileNotFoundError, ValueError: what is missing or does not fit, by file.
+    """
+    seed = options.loop.seed
+    data = read_data(data_folder)
+    npz = os.path.join(run_folder, "semantic_ids", "semantic_ids.npz")
+    if not os.path.exists(npz):
+        raise FileNotFoundError(f"{npz}: missing; run `genrecall tokenize` first")
+    sids = SemanticIds.load(npz)
+    sids.check_items(data.items, npz)
+    if options.prompt_spec:
+        spec = prompt_spec.PromptSpec.from_json(options.prompt_spec)
+    else:
+        spec = prompt_spec.PromptSpec.from_json(prompts.default_spec(data))
+    model, tokenizer = _decoder(data, spec, options)
+    space = vocabulary.expand_vocabulary(model, tokenizer, sids, _codebooks(run_folder, sids), seed)
+    lines = splits.clean_lines(data.events, **splits.clean_options(spec))
+    weight = splits.popularity(lines, data.items).astype(np.float32)
+    index = build_index.build_index(data.items, sids, spec, space.digest, weight)
+    with tempfile.TemporaryDirectory() as work:
+        path = os.path.join(work, "prompt.gguf")
+        prompt_spec.compile_prompt(spec, checkpoint.tokenize_with(tokenizer), space, path)
+        prompt = kernels.Prompt.load(path, space.digest)
+    separator = checkpoint.tokenize_with(tokenizer)(spec.behaviors.separator)
+    maker = SampleMaker(
+        lines,
+        lines.visible("train"),
+        prompt,
+        index,
+        data.profiles,
+        spec,
+        options.history_loss,
+        len(separator),
+    )
+    identity = {
+        "data_digest": data.digest,
+        "semantic_ids_digest": _digest(npz),
+        "sid_space_digest": space.digest,
+        "prompt_spec": spec.to_json(),
+        "checkpoint_digest": _weights_digest(options.checkpoint),
+    }
+    return Run(run_folder, data, lines, model, tokenizer, space, spec, maker, identity)
+
+
+def _decoder(data, spec, options):
+    if options.checkpoint:
+        return checkpoint.load_decoder(options.checkpoint)
+    # Prompt texts so often that they become whole tokens, whatever the items say.
+    texts = prompts.spec_texts(spec.to_json()) * max(20, len(data.items))
+    texts += text.item_texts(data.items)
+    tokenizer = vocabulary.train_tokenizer(texts)
+    model = checkpoint.new_decoder(options.decoder, len(tokenizer), options.loop.seed)
+    return model, tokenizer
+
+
+def _codebooks(run_folder, sids):
+    path = os.path.join(run_folder, "semantic_ids", "codebooks.npz")
+    arrays = files.read_npz(path)
+    if str(arrays.get("codebook_digest")) != sids.codebook_digest:
+        raise ValueError(f"{path}: not the codebooks of semantic_ids.npz beside it")
+    return [arrays[f"codebook_{level}"] for level in range(len(sids.level_sizes))]
+
+
+def _weights_digest(folder):
+    """sha256 hex over the weights files of a Hugging Face folder; None for none."""
+    if not folder:
+        return None
+    names = sorted(n for n in os.listdir(folder) if n.endswith(".safetensors"))
+    joined = "".join(_digest(os.path.join(folder, n)) for n in names)
+    return hashlib.sha256(joined.encode()).hexdigest()
+
+
+def _digest(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()

@@ -114,7 +114,7 @@ def item_vectors(data, options):
     if options.collaborative:
         sequences = splits.training_sequences(splits.clean_lines(data.events))
         together = text.cooccurrence_vectors(
-            sequences, data.items.row_of, options.dim // 2, options.seed
+            sequences, data.items.row_of, options.dim * 3 // 2, options.seed
         )
         vectors = np.concatenate([vectors, options.collaborative * together], axis=1)
     return vectors

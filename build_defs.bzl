@@ -28,6 +28,16 @@ GENRECALL_ISA_COPTS = {
         "-mavx512dq",
         "-mavx512vl",
     ],
+    "_vnni.cc": [
+        "-mavx2",
+        "-mfma",
+        "-mf16c",
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mavx512vnni",
+    ],
     "_amx.cc": [
         "-mavx2",
         "-mfma",

@@ -1,5 +1,8 @@
 """Speed of the gemm on the shapes of Qwen2-0.5B, beside torch and NumPy, as a share of the peak.
 
+    w8    int8 weights widened to meet bf16 activations; beside the own bf16 gemm
+    w8a8  int8 by int8, activations quantised in the gemm; beside the own bf16 gemm
+
     python benchmarks/bench_gemm.py [--isa avx512] [--threads 2] [--rows 1 5 32 150 512]
 
 For each shape (k -> outs), dtype and number of rows: GFLOP/s and GB/s of weights read. With few
@@ -20,13 +23,16 @@ from genrecall.kernels import _kernels
 
 n = _kernels._numeric
 SHAPES = [(896, 1152), (896, 896), (896, 9728), (4864, 896)]  # qkv, attention out, gate+up, down
-BYTES = {"float32": 4, "bfloat16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "w8": 1, "w8a8": 1}
+UNITS = {"w8": "bfloat16", "w8a8": "int8"}  # whose peak they are measured by
 COLD_BYTES = 192 << 20  # of weights that calls rotate through
 OTHERS = ("torch", "numpy")
 
 
 def contenders(isa, dtype, rows, k, outs, pool):
     """name -> function(copy number) that runs one gemm; and the number of copies."""
+    if dtype.startswith("w8"):
+        return int8_contenders(isa, dtype, rows, k, outs, pool)
     rng = np.random.default_rng(1)
     copies = max(1, COLD_BYTES // (k * outs * BYTES[dtype])) if rows <= 32 else 1
     x = rng.standard_normal((rows, k), dtype=np.float32)
@@ -42,6 +48,22 @@ def contenders(isa, dtype, rows, k, outs, pool):
     if dtype == "float32":
         runs["numpy"] = lambda i: x @ torch_w[i].numpy().T
     return runs, copies
+
+
+def int8_contenders(isa, mode, rows, k, outs, pool):
+    """The int8 gemm and the bf16 gemm of the same shape."""
+    rng = np.random.default_rng(1)
+    copies = max(1, COLD_BYTES // (k * outs)) if rows <= 32 else 1
+    x = n.Tensor(rng.standard_normal((rows, k), dtype=np.float32), "bfloat16")
+    w = rng.integers(-127, 128, (outs, k)).astype(np.int8)
+    scale = np.full(outs, 1e-3, np.float32)
+    int8 = [n.Int8Weights(w, scale, mode == "w8a8") for _ in range(copies)]
+    bf16 = [n.Tensor(w.astype(np.float32), "bfloat16") for _ in range(copies)]
+    y = np.empty((rows, outs), np.float32)
+    return {
+        "genrecall": lambda i: n.gemm(isa, x, int8[i], y=y, pool=pool),
+        "bf16": lambda i: n.gemm(isa, x, bf16[i], y=y, pool=pool),
+    }, copies
 
 
 def best_seconds(runs, copies, clock, budget_s):
@@ -64,6 +86,7 @@ def table_line(dtype, k, outs, rows, best, flops_peak, bytes_peak):
         f"{flops / own / 1e9:9.1f}{flops / own / flops_peak:8.0%}" if flops_peak else f"{'':17}",
         f"{size / own / 1e9:7.1f}{size / own / bytes_peak:7.0%}",
         *(f"{flops / best[x] / 1e9:8.1f}" for x in OTHERS if x in best),
+        f"{best['bf16'] / own:7.2f} x bf16" if "bf16" in best else "",
     ]
     return "".join(cells)
 
@@ -72,6 +95,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--isa", default=n.active_isa())
     parser.add_argument("--threads", type=int, default=n.default_num_threads())
+    parser.add_argument("--dtypes", nargs="+", choices=BYTES, default=list(BYTES))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 5, 32, 150, 512])
     parser.add_argument("--seconds", type=float, default=1.0, help="per line of the table")
     parser.add_argument("--cpu-time", action="store_true", help="count this thread's CPU time")
@@ -90,12 +114,12 @@ def main():
         f"memory {machine.bytes_per_s / 1e9:.1f} GB/s"
     )
     print("dtype         k  outs rows  GFLOP/s of peak   GB/s of mem   torch   numpy (GFLOP/s)")
-    for dtype in BYTES:
+    for dtype in args.dtypes:
         for k, outs in SHAPES:
             for rows in args.rows:
                 runs, copies = contenders(args.isa, dtype, rows, k, outs, pool)
                 best = best_seconds(runs, copies, clock, args.seconds)
-                peak = machine.peak_ops(args.isa, dtype)
+                peak = machine.peak_ops(args.isa, UNITS.get(dtype, dtype))
                 line = table_line(dtype, k, outs, rows, best, peak, machine.bytes_per_s)
                 print(line, flush=True)
 

@@ -1,7 +1,7 @@
 // The AMX tile instructions that gemm_amx.cc uses, on eight tiles of 16 rows x 64 bytes. With
 // -DGENRECALL_EMULATE_AMX they are computed as Intel's manual defines them (TDPBF16PS: pairs summed apart
-// with fused multiply-adds, subnormals as zero, round to nearest even), so that the kernel around them can be
-// tested on a machine without AMX.
+// with fused multiply-adds, subnormals as zero, round to nearest even; TDPBSSD: exact products of signed
+// bytes, int32 sums that wrap), so that the kernel around them can be tested on a machine without AMX.
 #ifndef GENRECALL_KERNELS_AMX_TILE_H_
 #define GENRECALL_KERNELS_AMX_TILE_H_
 
@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kTileDim = 16;    // rows of a tile, and its 32-bit columns
 constexpr int kTileDepth = 32;  // bf16 numbers of a tile row: k taken by one TileDot
+constexpr int kTileBytes = 64;  // of a tile row: k taken by one TileDotInt8
 constexpr int kTileFloats = 16 * 16;
 
 #if defined(GENRECALL_EMULATE_AMX)
@@ -83,6 +84,23 @@ inline void TileDot() {
   }
 }
 
+inline int32_t SignedByte(uint32_t word, int i) { return static_cast<int8_t>(word >> (8 * i)); }
+
+template <int kC, int kA, int kB>
+inline void TileDotInt8() {
+  const EmulatedTile &a = emulated_tiles[kA], &b = emulated_tiles[kB];
+  EmulatedTile& c = emulated_tiles[kC];
+  for (int m = 0; m < kTileDim; ++m) {
+    for (int k = 0; k < kTileDim; ++k) {
+      for (int n = 0; n < kTileDim; ++n) {
+        for (int i = 0; i < 4; ++i) {
+          c.row[m][n] += static_cast<uint32_t>(SignedByte(a.row[m][k], i) * SignedByte(b.row[k][n], i));
+        }
+      }
+    }
+  }
+}
+
 #else
 
 // What LDTILECFG reads: palette 1, all eight tiles at their full size.
@@ -119,6 +137,12 @@ inline void TileStore(void* data, int64_t stride_bytes) {
 template <int kC, int kA, int kB>
 inline void TileDot() {
   __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kC), "i"(kA), "i"(kB));
+}
+
+// The same for int32 C, A 16 x 64 signed bytes, B 16 x 16 quadruples of signed bytes of successive k.
+template <int kC, int kA, int kB>
+inline void TileDotInt8() {
+  __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kC), "i"(kA), "i"(kB));
 }
 
 #endif

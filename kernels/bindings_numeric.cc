@@ -10,6 +10,7 @@
 
 #include "kernels/bindings.h"
 #include "kernels/cpu_isa.h"
+#include "kernels/quantize.h"
 #include "kernels/transformer_ops.h"
 
 namespace genrecall {
@@ -93,21 +94,45 @@ Epilogue ParseEpilogue(const std::string& name) {
   throw py::value_error("epilogue = '" + name + "': expected store|accumulate|swiglu");
 }
 
+// int8 weights [rows, k] and their scales [rows].
+class Int8Weights {
+ public:
+  Int8Weights(const Array<int8_t>& w, const Array<float>& scale, bool quantize_inputs)
+      : data_(w.data(), w.data() + w.size()), scale_(scale.data(), scale.data() + scale.size()) {
+    Require(w.ndim() == 2 && scale.size() == w.shape(0), "w, scale: expected [rows, k] and [rows]");
+    matrix_ = {DType::kI8, data_.data(), w.shape(0), w.shape(1), scale_.data()};
+    if (!quantize_inputs) return;
+    row_sum_.resize(scale_.size());
+    SumInt8Rows(data_.data(), matrix_.rows, matrix_.cols, row_sum_.data());
+    matrix_.row_sum = row_sum_.data();
+  }
+  Int8Weights(const Int8Weights&) = delete;
+  const WeightMatrix& matrix() const { return matrix_; }
+
+ private:
+  std::vector<int8_t> data_;
+  std::vector<float> scale_;
+  std::vector<int32_t> row_sum_;
+  WeightMatrix matrix_;
+};
+
 // The whole arguments of a gemm; `y` is written in place ([n, rows]), swiglu returns a new Tensor instead.
-py::object Gemm(const std::string& isa, const Tensor& x, const Tensor& w, std::optional<Array<float>> bias,
-                const std::string& epilogue, std::optional<py::array_t<float>> y, ThreadPool* pool) {
+py::object Gemm(const std::string& isa, const Tensor& x, const WeightMatrix& w,
+                std::optional<Array<float>> bias, const std::string& epilogue,
+                std::optional<py::array_t<float>> y, ThreadPool* pool) {
   const TransformerOps& ops = Table(isa);
-  Require(x.rank() == 2 && w.rank() == 2 && x.dim(1) == w.dim(1) && x.dtype() == w.dtype(),
-          "x, w: expected [n, k] and [rows, k] of one dtype");
+  Require(x.rank() == 2 && x.dim(1) == w.cols && (w.dtype == DType::kI8 || x.dtype() == w.dtype),
+          "x, w: expected [n, k] and [rows, k] of one dtype, or int8 w");
   GemmArgs args;
-  args.w = {w.dtype(), w.data(), w.dim(0), w.dim(1)};
+  args.w = w;
+  args.x_dtype = x.dtype();
   args.x = x.data();
   args.n = x.dim(0);
-  Require(!bias || bias->size() == w.dim(0), "bias: expected [rows]");
+  Require(!bias || bias->size() == w.rows, "bias: expected [rows]");
   if (bias) args.bias = bias->data();
   args.epilogue = ParseEpilogue(epilogue);
   if (args.epilogue == Epilogue::kSwiGlu) {
-    Tensor out(x.dtype(), {x.dim(0), w.dim(0) / 2});
+    Tensor out(x.dtype(), {x.dim(0), w.rows / 2});
     args.y_t = out.data();
     {
       py::gil_scoped_release release;
@@ -115,15 +140,29 @@ py::object Gemm(const std::string& isa, const Tensor& x, const Tensor& w, std::o
     }
     return py::cast(std::move(out));
   }
-  if (!y) y = py::array_t<float>({x.dim(0), w.dim(0)});
-  Require(y->ndim() == 2 && y->shape(0) == x.dim(0) && y->shape(1) == w.dim(0), "y: expected [n, rows]");
+  if (!y) y = py::array_t<float>({x.dim(0), w.rows});
+  Require(y->ndim() == 2 && y->shape(0) == x.dim(0) && y->shape(1) == w.rows, "y: expected [n, rows]");
   args.y = y->mutable_data();
-  args.ldy = w.dim(0);
+  args.ldy = w.rows;
   {
     py::gil_scoped_release release;
     ops.gemm(args, pool);
   }
   return std::move(*y);
+}
+
+py::object FloatGemm(const std::string& isa, const Tensor& x, const Tensor& w,
+                     std::optional<Array<float>> bias, const std::string& epilogue,
+                     std::optional<py::array_t<float>> y, ThreadPool* pool) {
+  Require(w.rank() == 2, "w: expected [rows, k]");
+  return Gemm(isa, x, {w.dtype(), w.data(), w.dim(0), w.dim(1)}, std::move(bias), epilogue, std::move(y),
+              pool);
+}
+
+py::object Int8Gemm(const std::string& isa, const Tensor& x, const Int8Weights& w,
+                    std::optional<Array<float>> bias, const std::string& epilogue,
+                    std::optional<py::array_t<float>> y, ThreadPool* pool) {
+  return Gemm(isa, x, w.matrix(), std::move(bias), epilogue, std::move(y), pool);
 }
 
 // A sequence's pages, filled by kv_append; what is not written holds NaN, so that reading it shows.
@@ -291,8 +330,15 @@ void BindNumeric(py::module_& parent) {
       .def("visits", &Visits, py::arg("n"), py::arg("grain"), py::arg("repeats") = 1);
 
   const auto no_pool = py::arg("pool").none(true) = static_cast<ThreadPool*>(nullptr);
-  m.def("gemm", &Gemm, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias") = py::none(),
-        py::arg("epilogue") = "store", py::arg("y") = py::none(), no_pool);
+  py::class_<Int8Weights>(m, "Int8Weights")
+      .def(py::init<const Array<int8_t>&, const Array<float>&, bool>(), py::arg("w"), py::arg("scale"),
+           py::arg("quantize_inputs"));
+  const auto def_gemm = [&](auto function) {
+    m.def("gemm", function, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias") = py::none(),
+          py::arg("epilogue") = "store", py::arg("y") = py::none(), no_pool);
+  };
+  def_gemm(&FloatGemm);
+  def_gemm(&Int8Gemm);
   m.def("prefill_attention", &PrefillAttention, py::arg("isa"), py::arg("dtype"), py::arg("q"), py::arg("k"),
         py::arg("v"), py::arg("first_position"), py::arg("scale"), no_pool);
   m.def("beam_attention", &BeamAttention, py::arg("isa"), py::arg("dtype"), py::arg("q"), py::arg("k"),

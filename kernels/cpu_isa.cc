@@ -55,9 +55,12 @@ bool GrantTileState() {
 bool HasAmx(uint64_t states) {
   constexpr uint64_t kTileStates = (1u << 17) | (1u << 18);
   const uint32_t edx = Cpuid(7, 0).edx;
-  return (states & kTileStates) == kTileStates && Bit(edx, 22) && Bit(edx, 24) &&  // AMX_BF16 AMX_TILE
-         Bit(Cpuid(7, 1).eax, 5) && GrantTileState();                              // AVX512_BF16
+  return (states & kTileStates) == kTileStates && Bit(edx, 22) && Bit(edx, 24) &&
+         Bit(edx, 25) &&                               // AMX_BF16 AMX_TILE AMX_INT8
+         Bit(Cpuid(7, 1).eax, 5) && GrantTileState();  // AVX512_BF16
 }
+
+bool DetectVnni() { return HasAvx512(EnabledStates()) && Bit(Cpuid(7, 0).ecx, 11); }
 
 CpuIsa Detect() {
   const uint64_t states = EnabledStates();
@@ -68,6 +71,7 @@ CpuIsa Detect() {
 
 #else
 CpuIsa Detect() { return CpuIsa::kScalar; }
+bool DetectVnni() { return false; }
 #endif
 
 }  // namespace
@@ -96,6 +100,11 @@ Result<CpuIsa> ParseCpuIsa(const std::string& word) {
 CpuIsa DetectCpuIsa() {
   static const CpuIsa detected = Detect();
   return detected;
+}
+
+bool HasAvx512Vnni() {
+  static const bool has = DetectVnni();
+  return has;
 }
 
 Result<CpuIsa> ActiveCpuIsa() {

@@ -10,7 +10,7 @@
 namespace genrecall {
 
 // scalar: the specification. avx2: AVX2 + FMA + F16C. avx512: AVX-512 F/BW/DQ/VL (+ FMA), bf16 by widening.
-// amx: AMX tile + bf16 with AVX-512 around it (AVX512_BF16 required).
+// amx: AMX tile + bf16 + int8 with AVX-512 around it (AVX512_BF16 required).
 enum class CpuIsa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3 };
 
 const char* CpuIsaName(CpuIsa isa);
@@ -20,6 +20,9 @@ Result<CpuIsa> ParseCpuIsa(const std::string& word);
 
 // The best ISA of this machine. AMX counts only when the kernel grants the tile state (arch_prctl).
 CpuIsa DetectCpuIsa();
+
+// Whether the machine multiplies bytes in AVX-512 (VNNI). Without it `avx512` runs int8 gemms on AVX2.
+bool HasAvx512Vnni();
 
 // The ISA in force: GENRECALL_CPU_ISA if set, else DetectCpuIsa(). Errors (INVALID_ARGUMENT): an unknown
 // word, "GENRECALL_CPU_ISA='avx3': expected scalar|avx2|avx512|amx"; a known one this machine lacks,

@@ -1,4 +1,4 @@
-// The two dtypes of weights, activations and keys/values, and the bf16 conversions (round to nearest even).
+// The dtypes of weights, activations and keys/values, and the bf16 conversions (round to nearest even).
 // `static`: each file has its own copy, so that one compiled for a newer instruction set cannot be linked
 // into all.
 #ifndef GENRECALL_KERNELS_DTYPE_H_
@@ -9,9 +9,10 @@
 
 namespace genrecall {
 
-enum class DType : int { kF32 = 0, kBF16 = 1 };
+// kI8 numbers mean something only with the scale that lies beside them.
+enum class DType : int { kF32 = 0, kBF16 = 1, kI8 = 2 };
 
-static inline int DTypeSize(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
+static inline int DTypeSize(DType dtype) { return dtype == DType::kF32 ? 4 : dtype == DType::kBF16 ? 2 : 1; }
 
 // A bf16 number: the upper half of a float32. A plain struct, so that it may be read straight from a file.
 struct bf16 {

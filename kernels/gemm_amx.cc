@@ -1,17 +1,19 @@
-// The gemm on AMX tiles, for bf16; float32 goes to AVX-512.
+// The gemms on AMX tiles: bf16, int8 weights widened to bf16, and int8 by int8. What has float32 activations
+// and multiplies floats goes to AVX-512.
 //
-// Weights are the tiles' row operand (A), straight from their row-major memory: 16 outputs x 32 numbers of k.
-// Activations are packed once per gemm as the other operand (B): 16 pairs of k x 16 rows. So a tile of
-// results is [outputs, rows], and is transposed when it is stored. Two by two of them share each loaded
-// operand.
+// Weights are the tiles' row operand (A), straight from their row-major memory: 16 outputs x 64 bytes of k.
+// Activations are packed once per gemm as the other operand (B): 16 four-byte groups of k x 16 rows. So a
+// tile of results is [outputs, rows], and is transposed when it is stored. Two by two of them share each
+// loaded operand.
 //
-// Order of accumulation: an output is one chain over k in steps of kTileDepth, whatever tiles surround it.
+// Order of accumulation: an output is one chain over k in steps of 64 bytes, whatever tiles surround it.
 #include "kernels/amx_tile.h"
 #include "kernels/gemm.h"
 #include "kernels/scratch.h"
 #include "kernels/simd_avx512.h"
 // The vectors first: what follows is written over them.
 #include "kernels/gemm_epilogue_simd.h"
+#include "kernels/quantize_simd.h"
 
 namespace genrecall {
 namespace {
@@ -23,18 +25,53 @@ constexpr int64_t kPackedStep = kTileDim * kTileDim;  // 32-bit elements of one 
 constexpr int kBlockRows = 2 * kTileDim, kBlockOutputs = 2 * kTileDim;
 constexpr int kSumsStride = kGemmBlock + kBlockOutputs;
 
-int64_t Steps(int64_t cols) { return (cols + kTileDepth - 1) / kTileDepth; }
+// What tiles multiply. kDepth: numbers of k in a step.
+struct Bf16Tiles {
+  using Weight = bf16;
+  static constexpr int64_t kDepth = kTileDepth;
+  template <int kC, int kA, int kB>
+  static inline void Dot() {
+    TileDot<kC, kA, kB>();
+  }
+  static inline Vec Result(const float* c) { return Load(c); }
+};
+struct Int8Tiles {
+  using Weight = int8_t;
+  static constexpr int64_t kDepth = kTileBytes;
+  template <int kC, int kA, int kB>
+  static inline void Dot() {
+    TileDotInt8<kC, kA, kB>();
+  }
+  static inline Vec Result(const float* c) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(c)); }
+};
+
+template <typename Tiles>
+int64_t Steps(int64_t cols) {
+  return (cols + Tiles::kDepth - 1) / Tiles::kDepth;
+}
 int64_t RowBlocks(int64_t n) { return (n + kTileDim - 1) / kTileDim; }
 
+template <typename Tiles>
+int64_t PackedRowBytes(const GemmArgs& args) {
+  return RowBlocks(args.n) * Steps<Tiles>(args.w.cols) * kPackedStep * 4;
+}
+
+bool MultipliesFloat32(const GemmArgs& args) { return args.x_dtype == DType::kF32; }
+
 int64_t PackedBytes(const GemmArgs& args) {
-  if (args.w.dtype == DType::kF32) return kAvx512Gemm.packed_bytes(args);
-  return RowBlocks(args.n) * Steps(args.w.cols) * kPackedStep * 4;
+  return MultipliesFloat32(args) ? kAvx512Gemm.packed_bytes(args) : PackedRowBytes<Bf16Tiles>(args);
+}
+
+// Sixteen rows x one step -> a B tile: their 32-bit groups of k, transposed.
+inline void StorePacked(Vec (&rows)[kTileDim], float* tile) {
+  Transpose(rows);
+  for (int i = 0; i < kTileDim; ++i) Store(tile + i * kTileDim, rows[i]);
 }
 
 // packed: [row blocks, steps, 16 pairs of k, 16 rows] pairs of bf16; rows and k past the end are 0.
 void Pack(const GemmArgs& args, int64_t first, int64_t last, void* packed) {
-  if (args.w.dtype == DType::kF32) return kAvx512Gemm.pack(args, first, last, packed);
-  const int64_t cols = args.w.cols, steps = Steps(cols);
+  if (MultipliesFloat32(args)) return kAvx512Gemm.pack(args, first, last, packed);
+  const int64_t cols = args.w.cols, steps = Steps<Bf16Tiles>(cols);
   for (int64_t r = first; r < last; r += kTileDim) {
     float* block = static_cast<float*>(packed) + r / kTileDim * steps * kPackedStep;
     for (int64_t s = 0; s < steps; ++s) {
@@ -45,26 +82,65 @@ void Pack(const GemmArgs& args, int64_t first, int64_t last, void* packed) {
         const bf16* x = static_cast<const bf16*>(args.x) + (r + i) * cols + s * kTileDepth;
         v[i] = r + i < args.n ? _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(mask, x)) : Zero();
       }
-      Transpose(v);  // of 32-bit elements: the pairs stay together
-      for (int i = 0; i < kTileDim; ++i) Store(block + s * kPackedStep + i * kTileDim, v[i]);
+      StorePacked(v, block + s * kPackedStep);
     }
   }
 }
 
-// Loads 16 weight rows x 32 numbers of k; what lies past the matrix is 0.
-template <int kTile>
-inline void LoadWeights(const WeightMatrix& w, int64_t row, int64_t k) {
-  const bf16* data = static_cast<const bf16*>(w.data) + row * w.cols + k;
-  if (row + kTileDim <= w.rows && k + kTileDepth <= w.cols) {
-    TileLoad<kTile>(data, w.cols * 2);
+int64_t Int8PackedBytes(const GemmArgs& args) {
+  return PackedRowBytes<Int8Tiles>(args) + args.n * int64_t{sizeof(float)};
+}
+
+// packed: [row blocks, steps, 16 groups of k, 16 rows] four int8, then the rows' scales.
+template <typename T>
+void Int8PackOf(const GemmArgs& args, int64_t first, int64_t last, void* packed) {
+  const int64_t cols = args.w.cols, steps = Steps<Int8Tiles>(cols), stride = steps * kTileBytes;
+  float* scale = reinterpret_cast<float*>(static_cast<char*>(packed) + PackedRowBytes<Int8Tiles>(args));
+  int8_t* rows = static_cast<int8_t*>(ThreadScratch(ScratchArea::kTask, kTileDim * stride));
+  for (int64_t r = first; r < last; r += kTileDim) {
+    const int64_t n = args.n - r < kTileDim ? args.n - r : kTileDim;
+    for (int64_t i = 0; i < n; ++i) {
+      int8_t* to = rows + i * stride;
+      scale[r + i] = QuantizeRow(static_cast<const T*>(args.x) + (r + i) * cols, cols, stride,
+                                 [to](int64_t k, Vec v) { Store(to + k, v); });
+    }
+    float* block = static_cast<float*>(packed) + r / kTileDim * steps * kPackedStep;
+    for (int64_t s = 0; s < steps; ++s) {
+      Vec v[kTileDim];
+      for (int i = 0; i < kTileDim; ++i) {
+        v[i] = i < n ? _mm512_castsi512_ps(_mm512_load_si512(rows + i * stride + s * kTileBytes)) : Zero();
+      }
+      StorePacked(v, block + s * kPackedStep);
+    }
+  }
+}
+
+void Int8Pack(const GemmArgs& args, int64_t first, int64_t last, void* packed) {
+  const auto pack = args.x_dtype == DType::kF32 ? Int8PackOf<float> : Int8PackOf<bf16>;
+  pack(args, first, last, packed);
+}
+
+// A row-major matrix of weights as the tiles read it.
+template <typename Weight>
+struct TileWeights {
+  const Weight* data;
+  int64_t rows, cols;
+};
+
+// Loads 16 weight rows x 64 bytes of k; what lies past the matrix is 0.
+template <int kTile, typename Weight>
+inline void LoadWeights(const TileWeights<Weight>& w, int64_t row, int64_t k) {
+  constexpr int64_t kDepth = kTileBytes / int64_t{sizeof(Weight)};
+  const Weight* data = w.data + row * w.cols + k;
+  if (row + kTileDim <= w.rows && k + kDepth <= w.cols) {
+    TileLoad<kTile>(data, w.cols * int64_t{sizeof(Weight)});
     return;
   }
-  alignas(64) bf16 edge[kTileDim * kTileDepth] = {};
+  alignas(64) Weight edge[kTileDim * kDepth] = {};
   for (int64_t r = 0; r < kTileDim && row + r < w.rows; ++r) {
-    for (int64_t i = 0; i < kTileDepth && k + i < w.cols; ++i)
-      edge[r * kTileDepth + i] = data[r * w.cols + i];
+    for (int64_t i = 0; i < kDepth && k + i < w.cols; ++i) edge[r * kDepth + i] = data[r * w.cols + i];
   }
-  TileLoad<kTile>(edge, kTileDepth * 2);
+  TileLoad<kTile>(edge, kTileBytes);
 }
 
 // The activations of one or two blocks of 16 rows.
@@ -75,9 +151,9 @@ struct PackedRows {
 
 // c[2 o + r] (+)= weights [row + 16 o, ..] x rows block r over steps [first, last): kOutputs and kRows are 1
 // or 2.
-template <int kOutputs, int kRows>
-void DotTiles(const WeightMatrix& w, int64_t row, PackedRows x, int64_t first, int64_t last,
-              float (*c)[kTileFloats]) {
+template <typename Tiles, int kOutputs, int kRows>
+void DotTiles(const TileWeights<typename Tiles::Weight>& w, int64_t row, PackedRows x, int64_t first,
+              int64_t last, float (*c)[kTileFloats]) {
   constexpr int64_t kStride = kTileDim * 4;
   if (first == 0) {
     TileZero<0>();
@@ -91,18 +167,18 @@ void DotTiles(const WeightMatrix& w, int64_t row, PackedRows x, int64_t first, i
     if constexpr (kOutputs > 1 && kRows > 1) TileLoad<3>(c[3], kStride);
   }
   for (int64_t s = first; s < last; ++s) {
-    LoadWeights<4>(w, row, s * kTileDepth);
+    LoadWeights<4>(w, row, s * Tiles::kDepth);
     TileLoad<6>(x.data + s * kPackedStep, kStride);
-    TileDot<0, 4, 6>();
+    Tiles::template Dot<0, 4, 6>();
     if constexpr (kRows > 1) {
       TileLoad<7>(x.data + x.block_stride + s * kPackedStep, kStride);
-      TileDot<1, 4, 7>();
+      Tiles::template Dot<1, 4, 7>();
     }
     if constexpr (kOutputs > 1) {
-      LoadWeights<5>(w, row + kTileDim, s * kTileDepth);
-      TileDot<2, 5, 6>();
+      LoadWeights<5>(w, row + kTileDim, s * Tiles::kDepth);
+      Tiles::template Dot<2, 5, 6>();
     }
-    if constexpr (kOutputs > 1 && kRows > 1) TileDot<3, 5, 7>();
+    if constexpr (kOutputs > 1 && kRows > 1) Tiles::template Dot<3, 5, 7>();
   }
   TileStore<0>(c[0], kStride);
   if constexpr (kRows > 1) TileStore<1>(c[1], kStride);
@@ -110,19 +186,23 @@ void DotTiles(const WeightMatrix& w, int64_t row, PackedRows x, int64_t first, i
   if constexpr (kOutputs > 1 && kRows > 1) TileStore<3>(c[3], kStride);
 }
 
-void DotTiles(int outputs, int rows, const WeightMatrix& w, int64_t row, PackedRows x, int64_t first,
-              int64_t last, float (*c)[kTileFloats]) {
+template <typename Tiles>
+void DotTiles(int outputs, int rows, const TileWeights<typename Tiles::Weight>& w, int64_t row, PackedRows x,
+              int64_t first, int64_t last, float (*c)[kTileFloats]) {
   if (outputs > 1) {
-    rows > 1 ? DotTiles<2, 2>(w, row, x, first, last, c) : DotTiles<2, 1>(w, row, x, first, last, c);
+    rows > 1 ? DotTiles<Tiles, 2, 2>(w, row, x, first, last, c)
+             : DotTiles<Tiles, 2, 1>(w, row, x, first, last, c);
   } else {
-    rows > 1 ? DotTiles<1, 2>(w, row, x, first, last, c) : DotTiles<1, 1>(w, row, x, first, last, c);
+    rows > 1 ? DotTiles<Tiles, 1, 2>(w, row, x, first, last, c)
+             : DotTiles<Tiles, 1, 1>(w, row, x, first, last, c);
   }
 }
 
 // A result tile [16 outputs, 16 rows] -> sums[r][0..16).
+template <typename Tiles>
 inline void StoreTransposed(const float* c, float* sums) {
   Vec v[kTileDim];
-  for (int i = 0; i < kTileDim; ++i) v[i] = Load(c + i * kTileDim);
+  for (int i = 0; i < kTileDim; ++i) v[i] = Tiles::Result(c + i * kTileDim);
   Transpose(v);
   for (int i = 0; i < kTileDim; ++i) Store(sums + i * kSumsStride, v[i]);
 }
@@ -130,23 +210,29 @@ inline void StoreTransposed(const float* c, float* sums) {
 // sums[r][o] = row r of x . weight row `row` + o, for row_blocks (1, 2) blocks of rows and o in [0, count).
 // `depth` steps of k are taken for all outputs before the next ones; the results wait in `tiles`, four for
 // every 32 outputs.
-void DotRows(const WeightMatrix& w, int64_t row, int count, PackedRows x, int row_blocks, int64_t depth,
-             float (*tiles)[kTileFloats], float* sums) {
-  const int64_t steps = Steps(w.cols);
+template <typename Tiles>
+void DotRows(const TileWeights<typename Tiles::Weight>& w, int64_t row, int count, PackedRows x,
+             int row_blocks, int64_t depth, float (*tiles)[kTileFloats], float* sums) {
+  const int64_t steps = Steps<Tiles>(w.cols);
   for (int64_t s = 0; s < steps; s += depth) {
     const int64_t last = s + depth < steps ? s + depth : steps;
     for (int o = 0; o < count; o += kBlockOutputs) {
       const int output_blocks = count - o > kTileDim ? 2 : 1;
-      DotTiles(output_blocks, row_blocks, w, row + o, x, s, last, tiles + o / kBlockOutputs * 4);
+      DotTiles<Tiles>(output_blocks, row_blocks, w, row + o, x, s, last, tiles + o / kBlockOutputs * 4);
     }
   }
   for (int o = 0; o < count; o += kTileDim) {
     const float (*c)[kTileFloats] = tiles + o / kTileDim * 2;
-    for (int r = 0; r < row_blocks; ++r) StoreTransposed(c[r], sums + r * kTileDim * kSumsStride + o);
+    for (int r = 0; r < row_blocks; ++r) StoreTransposed<Tiles>(c[r], sums + r * kTileDim * kSumsStride + o);
   }
 }
 
-void Bf16Columns(const GemmArgs& args, const float* packed, int64_t first, int count) {
+// Columns [first, first + count) of all rows; w: their weights, and w_up those of the second half (kSwiGlu),
+// each from its own row on. x_scale [n]: of quantised rows, else null.
+template <typename Tiles>
+void TileColumns(const GemmArgs& args, const TileWeights<typename Tiles::Weight>& w,
+                 const TileWeights<typename Tiles::Weight>& w_up, const float* packed, const float* x_scale,
+                 int64_t first, int count) {
   constexpr int kTiles = kGemmBlock / kBlockOutputs * 4;
   constexpr int64_t kSums = int64_t{kBlockRows} * kSumsStride;
   float* scratch = static_cast<float*>(
@@ -154,33 +240,77 @@ void Bf16Columns(const GemmArgs& args, const float* packed, int64_t first, int c
   float (*tiles)[kTileFloats] = reinterpret_cast<float (*)[kTileFloats]>(scratch);
   float *sums = scratch + kTiles * kTileFloats, *up = sums + kSums;
 
-  const int64_t block_stride = Steps(args.w.cols) * kPackedStep, blocks = RowBlocks(args.n);
-  const int64_t depth =
-      blocks <= 2 ? Steps(args.w.cols) : kDepthSteps;  // few rows: weights are read once, in order
+  TileConfigure();
+  const int64_t steps = Steps<Tiles>(args.w.cols), block_stride = steps * kPackedStep,
+                blocks = RowBlocks(args.n);
+  const int64_t depth = blocks <= 2 ? steps : kDepthSteps;  // few rows: weights are read once, in order
   for (int64_t b = 0; b < blocks; b += 2) {
     const PackedRows x = {packed + b * block_stride, block_stride};
     const int row_blocks = blocks - b > 1 ? 2 : 1;
-    DotRows(args.w, first, count, x, row_blocks, depth, tiles, sums);
-    if (args.epilogue == Epilogue::kSwiGlu) {
-      DotRows(args.w, args.w.rows / 2 + first, count, x, row_blocks, depth, tiles, up);
-    }
+    DotRows<Tiles>(w, 0, count, x, row_blocks, depth, tiles, sums);
+    if (args.epilogue == Epilogue::kSwiGlu) DotRows<Tiles>(w_up, 0, count, x, row_blocks, depth, tiles, up);
     const int64_t row = b * kTileDim, rows = args.n - row < kBlockRows ? args.n - row : kBlockRows;
     for (int64_t i = 0; i < rows; ++i) {
-      Finish<bf16>(args, row + i, first, count, sums + i * kSumsStride, up + i * kSumsStride);
+      const float scale = x_scale == nullptr ? 1.0f : x_scale[row + i];
+      Finish(args, row + i, scale, first, count, sums + i * kSumsStride, up + i * kSumsStride);
     }
   }
+  TileRelease();
+}
+
+// The matrix from row `first` on.
+template <typename Weight>
+TileWeights<Weight> From(const WeightMatrix& w, int64_t first) {
+  return {static_cast<const Weight*>(w.data) + first * w.cols, w.rows - first, w.cols};
+}
+
+template <typename Tiles>
+void ColumnsInPlace(const GemmArgs& args, const void* packed, const float* x_scale, int64_t first,
+                    int count) {
+  using Weight = typename Tiles::Weight;
+  TileColumns<Tiles>(args, From<Weight>(args.w, first), From<Weight>(args.w, args.w.rows / 2 + first),
+                     static_cast<const float*>(packed), x_scale, first, count);
+}
+
+// count rows of int8 weights as bf16, which holds them exactly.
+TileWeights<bf16> Widen(const WeightMatrix& w, int64_t row, int64_t count, bf16* to) {
+  const int8_t* from = static_cast<const int8_t*>(w.data) + row * w.cols;
+  const int64_t size = count * w.cols;
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) Store(to + i, Load(from + i));
+  if (i < size)
+    StorePartial(to + i, LoadPartial(from + i, static_cast<int>(size - i)), static_cast<int>(size - i));
+  return {to, count, w.cols};
+}
+
+// A block of columns is widened once, into the second-level cache, and read from there by all rows.
+void WidenedColumns(const GemmArgs& args, const void* packed, int64_t first, int count) {
+  const int64_t block = count * args.w.cols;
+  bf16* widened = static_cast<bf16*>(ThreadScratch(ScratchArea::kTiles, 2 * block * int64_t{sizeof(bf16)}));
+  const bool two = args.epilogue == Epilogue::kSwiGlu;
+  const TileWeights<bf16> w = Widen(args.w, first, count, widened);
+  const TileWeights<bf16> up = two ? Widen(args.w, args.w.rows / 2 + first, count, widened + block) : w;
+  TileColumns<Bf16Tiles>(args, w, up, static_cast<const float*>(packed), nullptr, first, count);
 }
 
 void Columns(const GemmArgs& args, const void* packed, int64_t first, int64_t last) {
-  if (args.w.dtype == DType::kF32) return kAvx512Gemm.columns(args, packed, first, last);
-  TileConfigure();
-  Bf16Columns(args, static_cast<const float*>(packed), first, static_cast<int>(last - first));
-  TileRelease();
+  if (MultipliesFloat32(args)) return kAvx512Gemm.columns(args, packed, first, last);
+  const int count = static_cast<int>(last - first);
+  if (args.w.dtype == DType::kI8) return WidenedColumns(args, packed, first, count);
+  ColumnsInPlace<Bf16Tiles>(args, packed, nullptr, first, count);
+}
+
+void Int8Columns(const GemmArgs& args, const void* packed, int64_t first, int64_t last) {
+  const auto* scale =
+      reinterpret_cast<const float*>(static_cast<const char*>(packed) + PackedRowBytes<Int8Tiles>(args));
+  ColumnsInPlace<Int8Tiles>(args, packed, scale, first, static_cast<int>(last - first));
 }
 
 }  // namespace
 
 const GemmKernel kAmxGemm = {PackedBytes, Pack, Columns, /*pack_grain=*/kTileDim,
                              /*column_grain=*/kBlockOutputs};
+const GemmKernel kAmxInt8Gemm = {Int8PackedBytes, Int8Pack, Int8Columns, /*pack_grain=*/kTileDim,
+                                 /*column_grain=*/kBlockOutputs};
 
 }  // namespace genrecall

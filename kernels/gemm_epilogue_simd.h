@@ -11,19 +11,28 @@ namespace {
 inline Vec Silu(Vec x) { return Div(x, Add(Set1(1.0f), Exp(Sub(Zero(), x)))); }
 
 // The epilogue of one row's columns [first, first + count); `up` is its second half of sums (kSwiGlu).
-template <typename T>
-void Finish(const GemmArgs& args, int64_t row, int64_t first, int count, const float* sums, const float* up) {
+// x_scale: that of the row, where it was quantised, else 1.
+inline void Finish(const GemmArgs& args, int64_t row, float x_scale, int64_t first, int count,
+                   const float* sums, const float* up) {
   const int64_t half = args.w.rows / 2;
-  const auto with_bias = [&](const float* s, int64_t column, int i, int lanes) {
-    const Vec sum = LoadPartial(s + i, lanes);
+  const auto output = [&](const float* s, int64_t column, int i, int lanes) {
+    Vec sum = LoadPartial(s + i, lanes);
+    if (args.w.scale != nullptr) {
+      sum = Mul(Mul(sum, LoadPartial(args.w.scale + column + i, lanes)), Set1(x_scale));
+    }
     return args.bias == nullptr ? sum : Add(sum, LoadPartial(args.bias + column + i, lanes));
   };
   for (int i = 0; i < count; i += kLanes) {
     const int lanes = count - i < kLanes ? count - i : kLanes;
-    const Vec sum = with_bias(sums, first, i, lanes);
+    const Vec sum = output(sums, first, i, lanes);
     if (args.epilogue == Epilogue::kSwiGlu) {
-      T* y = static_cast<T*>(args.y_t) + row * half + first + i;
-      StorePartial(y, Mul(Silu(sum), with_bias(up, half + first, i, lanes)), lanes);
+      const Vec y = Mul(Silu(sum), output(up, half + first, i, lanes));
+      const int64_t at = row * half + first + i;
+      if (args.x_dtype == DType::kF32) {
+        StorePartial(static_cast<float*>(args.y_t) + at, y, lanes);
+      } else {
+        StorePartial(static_cast<bf16*>(args.y_t) + at, y, lanes);
+      }
     } else {
       float* y = args.y + row * args.ldy + first + i;
       StorePartial(y, args.epilogue == Epilogue::kStore ? sum : Add(LoadPartial(y, lanes), sum), lanes);

@@ -1,35 +1,21 @@
-// The gemm over the vectors of a simd_*.h, which the including file has included before it.
+// The gemms that multiply floats, over the vectors of a simd_*.h, which the including file has included
+// before it: float32 weights, bf16 weights, and int8 weights that are widened.
 //
-// Order of accumulation, the same for every shape of tile: an output has one vector accumulator; step by step
-// along k it takes one fused multiply-add per kLanes products, and its lanes are summed once at the end.
-// float32 reads activations as they are. bf16 takes 2 kLanes numbers a step, the even ones, then the odd
-// ones; activations are widened and split alike once per gemm (Pack), so that the inner loop converts nothing
-// but weights.
+// Order of accumulation: step by step along k an output's accumulator takes one fused multiply-add per kLanes
+// products. float32 and int8 weights meet float activations in order. bf16 takes 2 kLanes numbers a step, the
+// even ones, then the odd ones; activations are widened and split alike once per gemm (Pack), so that the
+// inner loop converts nothing but weights.
 #ifndef GENRECALL_KERNELS_GEMM_SIMD_H_
 #define GENRECALL_KERNELS_GEMM_SIMD_H_
 
-#include "kernels/gemm.h"
-#include "kernels/gemm_epilogue_simd.h"
-#include "kernels/scratch.h"
+#include "kernels/gemm_tile_simd.h"
 
 namespace genrecall {
 namespace {
 
-// Numbers of an activation row that stay in the first-level cache, kTileRows at a time; a multiple of every
-// step.
-constexpr int64_t kDepth = 1024;
-
-// Activations as the tiles read them: rows of floats.
-struct Activations {
-  const float* data;
-  int64_t stride;
-};
-
 template <int kRows>
-using Accumulators = Vec[kRows][kTileVecs];
-
-template <int kRows>
-inline void MultiplyAdd(const float* x, int64_t stride, const Vec (&w)[kTileVecs], Accumulators<kRows>& acc) {
+inline void MultiplyAdd(const float* x, int64_t stride, const Vec (&w)[kTileVecs],
+                        Vec (&acc)[kRows][kTileVecs]) {
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     const Vec a = Load(x + r * stride);
@@ -38,144 +24,110 @@ inline void MultiplyAdd(const float* x, int64_t stride, const Vec (&w)[kTileVecs
   }
 }
 
-// acc[r][c] += x[r] . w[c] over `cols` numbers; w_ahead: from a weight to the one the next tile reads in its
-// place.
-template <int kRows>
-inline void Accumulate(Activations x, const float* const (&w)[kTileVecs], int64_t cols, int64_t w_ahead,
-                       Accumulators<kRows>& acc) {
-  Vec b[kTileVecs];
-  int64_t k = 0;
-  for (; k + kLanes <= cols; k += kLanes) {
+struct FloatProduct {
+  using Input = float;
+  using Acc = Vec;
+  static constexpr int64_t kDepth = 1024;
+  static void Finish(const Vec (&acc)[kTileVecs], const WeightMatrix&, int64_t, float* sums) {
+    SumTile(acc, sums);
+  }
+};
+
+// Weights float or int8_t, in order.
+template <typename W>
+struct InOrder : FloatProduct {
+  using Weight = W;
+
+  template <int kRows>
+  static inline void Accumulate(const float* x, int64_t stride, const W* const (&w)[kTileVecs], int64_t cols,
+                                int64_t w_ahead, Vec (&acc)[kRows][kTileVecs]) {
+    Vec b[kTileVecs];
+    int64_t k = 0;
+    for (; k + kLanes <= cols; k += kLanes) {
 #pragma GCC unroll 8
-    for (int c = 0; c < kTileVecs; ++c) {
-      b[c] = Load(w[c] + k);
-      Prefetch(w[c] + w_ahead + k);
+      for (int c = 0; c < kTileVecs; ++c) {
+        b[c] = Load(w[c] + k);
+        Prefetch(w[c] + w_ahead + k);
+      }
+      MultiplyAdd<kRows>(x + k, stride, b, acc);
     }
-    MultiplyAdd<kRows>(x.data + k, x.stride, b, acc);
+    const int left = static_cast<int>(cols - k);
+    if (left == 0) return;
+    for (int c = 0; c < kTileVecs; ++c) b[c] = LoadPartial(w[c] + k, left);
+    for (int r = 0; r < kRows; ++r) {
+      const Vec a = LoadPartial(x + r * stride + k, left);
+      for (int c = 0; c < kTileVecs; ++c) acc[r][c] = Fma(a, b[c], acc[r][c]);
+    }
   }
-  const int left = static_cast<int>(cols - k);
-  if (left == 0) return;
-  for (int c = 0; c < kTileVecs; ++c) b[c] = LoadPartial(w[c] + k, left);
-  for (int r = 0; r < kRows; ++r) {
-    const Vec a = LoadPartial(x.data + r * x.stride + k, left);
-    for (int c = 0; c < kTileVecs; ++c) acc[r][c] = Fma(a, b[c], acc[r][c]);
-  }
-}
+};
 
-template <int kRows>
-inline void Accumulate(Activations x, const bf16* const (&w)[kTileVecs], int64_t cols, int64_t w_ahead,
-                       Accumulators<kRows>& acc) {
-  Vec even[kTileVecs], odd[kTileVecs];
-  int64_t k = 0;
-  for (; k + 2 * kLanes <= cols; k += 2 * kLanes) {
+struct Bf16Pairs : FloatProduct {
+  using Weight = bf16;
+
+  template <int kRows>
+  static inline void Accumulate(const float* x, int64_t stride, const bf16* const (&w)[kTileVecs],
+                                int64_t cols, int64_t w_ahead, Vec (&acc)[kRows][kTileVecs]) {
+    Vec even[kTileVecs], odd[kTileVecs];
+    int64_t k = 0;
+    for (; k + 2 * kLanes <= cols; k += 2 * kLanes) {
 #pragma GCC unroll 8
-    for (int c = 0; c < kTileVecs; ++c) {
-      LoadPairs(w[c] + k, &even[c], &odd[c]);
-      Prefetch(w[c] + w_ahead + k);
-    }
-    MultiplyAdd<kRows>(x.data + k, x.stride, even, acc);
-    MultiplyAdd<kRows>(x.data + k + kLanes, x.stride, odd, acc);
-  }
-  const int left = static_cast<int>(cols - k);
-  if (left == 0) return;
-  for (int c = 0; c < kTileVecs; ++c) LoadPairsPartial(w[c] + k, left, &even[c], &odd[c]);
-  MultiplyAdd<kRows>(x.data + k, x.stride, even, acc);  // packed activations are 0 past the end
-  MultiplyAdd<kRows>(x.data + k + kLanes, x.stride, odd, acc);
-}
-
-// sums[r][c] = x[r] . w[c] for kRows rows and c in [0, count); writes up to kTileVecs - 1 more columns. Where
-// rows are long, `depth` < cols keeps the activations in the first-level cache: all columns take one stretch
-// of k, then the next, and accumulators wait in between.
-template <int kRows, typename T>
-void DotRows(Activations x, const T* w, int64_t cols, int64_t depth, int count, float* sums,
-             int sums_stride) {
-  constexpr int kTile = kRows * kTileVecs;
-  Vec* waiting = nullptr;
-  if (depth < cols) {
-    const int64_t tiles = (count + kTileVecs - 1) / kTileVecs;
-    waiting = static_cast<Vec*>(ThreadScratch(ScratchArea::kTask, tiles * kTile * int64_t{sizeof(Vec)}));
-  }
-  for (int64_t k = 0; k < cols; k += depth) {
-    const bool last = k + depth >= cols;
-    for (int c = 0; c < count; c += kTileVecs) {
-      const T* rows[kTileVecs];
-      for (int i = 0; i < kTileVecs; ++i) rows[i] = w + (c + i < count ? c + i : c) * cols + k;
-      Accumulators<kRows> acc;
-      Vec* parked = waiting + int64_t{c} * kRows;
-      for (int r = 0; r < kRows; ++r) {
-        for (int i = 0; i < kTileVecs; ++i) acc[r][i] = k == 0 ? Zero() : parked[r * kTileVecs + i];
+      for (int c = 0; c < kTileVecs; ++c) {
+        LoadPairs(w[c] + k, &even[c], &odd[c]);
+        Prefetch(w[c] + w_ahead + k);
       }
-      Accumulate<kRows>({x.data + k, x.stride}, rows, last ? cols - k : depth, kTileVecs * cols, acc);
-      for (int r = 0; r < kRows; ++r) {
-        if (last) {
-          SumTile(acc[r], sums + r * sums_stride + c);
-        } else {
-          for (int i = 0; i < kTileVecs; ++i) parked[r * kTileVecs + i] = acc[r][i];
-        }
-      }
+      MultiplyAdd<kRows>(x + k, stride, even, acc);
+      MultiplyAdd<kRows>(x + k + kLanes, stride, odd, acc);
     }
+    const int left = static_cast<int>(cols - k);
+    if (left == 0) return;
+    for (int c = 0; c < kTileVecs; ++c) LoadPairsPartial(w[c] + k, left, &even[c], &odd[c]);
+    MultiplyAdd<kRows>(x + k, stride, even, acc);  // packed activations are 0 past the end
+    MultiplyAdd<kRows>(x + k + kLanes, stride, odd, acc);
   }
+};
+
+int64_t PackedStride(const GemmArgs& args) {
+  if (args.x_dtype == DType::kF32) return 0;  // read where they are
+  return RoundUpTo(args.w.cols, 2 * kLanes);
 }
 
-template <typename T>
-void DotRows(Activations x, int rows, const T* w, int64_t cols, int64_t depth, int count, float* sums,
-             int sums_stride) {
-  using Fn = void (*)(Activations, const T*, int64_t, int64_t, int, float*, int);
-  static constexpr Fn kByRows[kTileRows] = {DotRows<1, T>, DotRows<2, T>, DotRows<3, T>,
-                                            DotRows<4, T>, DotRows<5, T>, DotRows<6, T>};
-  kByRows[rows - 1](x, w, cols, depth, count, sums, sums_stride);
-}
+int64_t PackedBytes(const GemmArgs& args) { return args.n * PackedStride(args) * int64_t{sizeof(float)}; }
 
-template <typename T>
-void ColumnsOf(const GemmArgs& args, Activations x, int64_t first, int count) {
-  constexpr int kStride = kGemmBlock + kTileVecs;
-  float sums[kTileRows * kStride], up[kTileRows * kStride];
-  const int64_t cols = args.w.cols;
-  const T* w = static_cast<const T*>(args.w.data) + first * cols;
-  const int64_t depth =
-      args.n <= kTileRows ? cols : kDepth;  // one tile of rows: weights are read once, in order
-  for (int64_t r = 0; r < args.n; r += kTileRows) {
-    const int rows = static_cast<int>(args.n - r < kTileRows ? args.n - r : kTileRows);
-    const Activations xr = {x.data + r * x.stride, x.stride};
-    DotRows(xr, rows, w, cols, depth, count, sums, kStride);
-    if (args.epilogue == Epilogue::kSwiGlu) {
-      DotRows(xr, rows, w + args.w.rows / 2 * cols, cols, depth, count, up, kStride);
-    }
-    for (int i = 0; i < rows; ++i) Finish<T>(args, r + i, first, count, sums + i * kStride, up + i * kStride);
-  }
-}
-
-int64_t PackedStride(int64_t cols) { return (cols + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes); }
-
-int64_t PackedBytes(const GemmArgs& args) {
-  return args.w.dtype == DType::kF32 ? 0 : args.n * PackedStride(args.w.cols) * int64_t{sizeof(float)};
-}
-
+// bf16 activations as floats: in order for int8 weights, else split into even and odd k, step by step.
 void Pack(const GemmArgs& args, int64_t first, int64_t last, void* packed) {
-  const int64_t cols = args.w.cols, stride = PackedStride(cols);
+  const int64_t cols = args.w.cols, stride = PackedStride(args);
+  const bool in_order = args.w.dtype == DType::kI8;
   for (int64_t r = first; r < last; ++r) {
     const bf16* x = static_cast<const bf16*>(args.x) + r * cols;
     float* to = static_cast<float*>(packed) + r * stride;
     for (int64_t k = 0; k < cols; k += 2 * kLanes) {
-      Vec even, odd;
-      if (cols - k >= 2 * kLanes) {
-        LoadPairs(x + k, &even, &odd);
+      const int left = static_cast<int>(cols - k < 2 * kLanes ? cols - k : 2 * kLanes);
+      Vec low, high;
+      if (in_order) {
+        low = LoadPartial(x + k, left < kLanes ? left : kLanes);
+        high = LoadPartial(x + k + kLanes, left < kLanes ? 0 : left - kLanes);
+      } else if (left == 2 * kLanes) {
+        LoadPairs(x + k, &low, &high);
       } else {
-        LoadPairsPartial(x + k, static_cast<int>(cols - k), &even, &odd);
+        LoadPairsPartial(x + k, left, &low, &high);
       }
-      Store(to + k, even);
-      Store(to + k + kLanes, odd);
+      Store(to + k, low);
+      Store(to + k + kLanes, high);
     }
   }
 }
 
 void Columns(const GemmArgs& args, const void* packed, int64_t first, int64_t last) {
-  if (args.w.dtype == DType::kF32) {
-    ColumnsOf<float>(args, {static_cast<const float*>(args.x), args.w.cols}, first,
-                     static_cast<int>(last - first));
-  } else {
-    ColumnsOf<bf16>(args, {static_cast<const float*>(packed), PackedStride(args.w.cols)}, first,
-                    static_cast<int>(last - first));
+  const Activations<float> x =
+      args.x_dtype == DType::kF32 ? Activations<float>{static_cast<const float*>(args.x), args.w.cols}
+                                  : Activations<float>{static_cast<const float*>(packed), PackedStride(args)};
+  switch (args.w.dtype) {
+    case DType::kF32:
+      return ColumnsOf<InOrder<float>>(args, x, first, last);
+    case DType::kBF16:
+      return ColumnsOf<Bf16Pairs>(args, x, first, last);
+    case DType::kI8:
+      return ColumnsOf<InOrder<int8_t>>(args, x, first, last);
   }
 }
 

@@ -34,6 +34,7 @@ static inline float Silu(float x) { return x / (1.0f + Exp(-x)); }
 
 static inline float Load(float x) { return x; }
 static inline float Load(bf16 x) { return ToFloat(x); }
+static inline float Load(int8_t x) { return static_cast<float>(x); }
 static inline void Store(float x, float* y) { *y = x; }
 static inline void Store(float x, bf16* y) { *y = ToBf16(x); }
 

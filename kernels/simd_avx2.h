@@ -67,6 +67,39 @@ inline __m128i Narrow(Vec x) {
   for (int i = 0; i < count; ++i) p[i] = copy[i];
 }
 
+inline Vec WidenInt8(__m128i x) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)); }
+[[maybe_unused]] inline Vec Load(const int8_t* p) {
+  return WidenInt8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+[[maybe_unused]] inline Vec LoadPartial(const int8_t* p, int count) {
+  int8_t copy[kLanes] = {};
+  for (int i = 0; i < count; ++i) copy[i] = p[i];
+  return Load(copy);
+}
+[[maybe_unused]] inline void Store(int8_t* p, Vec x) {
+  const __m256i integers = _mm256_cvtps_epi32(x);
+  const __m128i words =
+      _mm_packs_epi32(_mm256_castsi256_si128(integers), _mm256_extracti128_si256(integers, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+[[maybe_unused]] inline void StorePartial(int8_t* p, Vec x, int count) {
+  int8_t copy[kLanes];
+  Store(copy, x);
+  for (int i = 0; i < count; ++i) p[i] = copy[i];
+}
+
+[[maybe_unused]] inline Vec MaxMagnitude(Vec a, Vec b) {
+  const __m256i magnitude = _mm256_and_si256(_mm256_castps_si256(b), _mm256_set1_epi32(0x7fffffff));
+  return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), magnitude));
+}
+[[maybe_unused]] inline float LargestMagnitude(Vec a) {
+  const __m256i v = _mm256_castps_si256(a);
+  __m128i m = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+  m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
+  return _mm_cvtss_f32(_mm_castsi128_ps(m));
+}
+
 [[maybe_unused]] inline void LoadPairs(const bf16* p, Vec* even, Vec* odd) {
   const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   *even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));

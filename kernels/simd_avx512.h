@@ -70,6 +70,32 @@ inline __m256i Narrow(Vec x) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(Ro
   _mm256_mask_storeu_epi16(p, FirstLanes(count), Narrow(x));
 }
 
+// Integers as floats, exactly.
+inline Vec WidenInt8(__m128i x) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x)); }
+[[maybe_unused]] inline Vec Load(const int8_t* p) {
+  return WidenInt8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+[[maybe_unused]] inline Vec LoadPartial(const int8_t* p, int count) {
+  return WidenInt8(_mm_maskz_loadu_epi8(FirstLanes(count), p));
+}
+// The nearest integers, ties to even; |x| < 127.5.
+[[maybe_unused]] inline void Store(int8_t* p, Vec x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+}
+[[maybe_unused]] inline void StorePartial(int8_t* p, Vec x, int count) {
+  _mm512_mask_cvtepi32_storeu_epi8(p, FirstLanes(count), _mm512_cvtps_epi32(x));
+}
+
+// Lane by lane the larger of a (>= 0 or NaN) and |b|; NaN counts as larger than everything.
+[[maybe_unused]] inline Vec MaxMagnitude(Vec a, Vec b) {
+  const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(b), _mm512_set1_epi32(0x7fffffff));
+  return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), magnitude));
+}
+[[maybe_unused]] inline float LargestMagnitude(Vec a) {  // across lanes >= 0 or NaN
+  const int bits = _mm512_reduce_max_epi32(_mm512_castps_si512(a));
+  return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits)));
+}
+
 // 2 kLanes bf16 numbers as two vectors, those of even and those of odd index: one operation each, where
 // widening in order takes two.
 inline void Split(__m512i pairs, Vec* even, Vec* odd) {

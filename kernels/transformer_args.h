@@ -18,7 +18,16 @@ struct WeightMatrix {
   const void* data = nullptr;
   int64_t rows = 0;  // output features
   int64_t cols = 0;  // input features
+  // kI8: weight (o, k) is data[o, k] * scale[o].
+  const float* scale = nullptr;  // [rows]
+  // Set: activations are quantised too, each row by its own scale, and products are exact integers (W8A8). It
+  // holds the sum over k of data[o, k], by which kernels with an unsigned operand are corrected. Null: int8
+  // weights are widened and meet activations as they are (W8A16).
+  const int32_t* row_sum = nullptr;  // [rows]
 };
+
+// Columns of an int8 matrix at most: 2^7 2^7 cols stays an int32.
+inline constexpr int64_t kMaxInt8Cols = 131071;
 
 // What happens to the accumulator before it is stored.
 enum class Epilogue : int {
@@ -30,7 +39,8 @@ enum class Epilogue : int {
 
 struct GemmArgs {
   WeightMatrix w;
-  const void* x = nullptr;  // T [n, cols], row-major, row stride = cols
+  DType x_dtype = DType::kF32;  // T, the activations' dtype: that of w, or any when w is kI8
+  const void* x = nullptr;      // T [n, cols], row-major, row stride = cols
   int64_t n = 0;
   const float* bias = nullptr;  // [rows] or null
   Epilogue epilogue = Epilogue::kStore;

@@ -6,9 +6,12 @@
 // accumulator chain over k per output. Attention: keys in blocks at absolute multiples of kPageTokens, so
 // chunking a prefill changes nothing.
 //
-// dtype is that of weights, activations entering a gemm, and KV; accumulation and everything between is
-// float32. "T" below is float or bf16 as `dtype` says. Non-finite values in a row give non-finite values in
-// that row, and nowhere else but, through its keys and values, in rows of the same sequence.
+// dtype is that of activations entering a gemm, and, where these are not int8, of weights and KV;
+// accumulation and everything between is float32. "T" below is float or bf16 as `dtype` says. A gemm that
+// multiplies int8 by int8 (WeightMatrix::row_sum) quantises its activations row by row (quantize.h) and sums
+// exactly, so that all ISAs agree bit for bit up to the epilogue's SiLU. Non-finite values in a row give
+// non-finite values in that row, and nowhere else but, through its keys and values, in rows of the same
+// sequence.
 #ifndef GENRECALL_KERNELS_TRANSFORMER_OPS_H_
 #define GENRECALL_KERNELS_TRANSFORMER_OPS_H_
 

@@ -8,11 +8,14 @@ namespace genrecall {
 namespace {
 
 // The tables hold plain functions, so what an ISA provides is bound as template arguments.
-template <const GemmKernel& kGemm, const RowKernels& kRow, const AttentionKernel& kAttention>
+template <const GemmKernel& kGemm, const GemmKernel& kInt8Gemm, const RowKernels& kRow,
+          const AttentionKernel& kAttention>
 TransformerOps MakeTable(CpuIsa isa) {
   TransformerOps ops;
   ops.isa = isa;
-  ops.gemm = [](const GemmArgs& args, ThreadPool* pool) { RunGemm(kGemm, args, pool); };
+  ops.gemm = [](const GemmArgs& args, ThreadPool* pool) {
+    RunGemm(args.w.row_sum != nullptr ? kInt8Gemm : kGemm, args, pool);
+  };
   ops.rms_norm = kRow.rms_norm;
   ops.rope = kRow.rope;
   ops.kv_append = KvAppend;
@@ -32,11 +35,15 @@ TransformerOps MakeTable(CpuIsa isa) {
 
 const TransformerOps* TransformerOpsFor(CpuIsa isa) {
   static const TransformerOps scalar =
-      MakeTable<kScalarGemm, kScalarRowKernels, kScalarAttention>(CpuIsa::kScalar);
-  static const TransformerOps avx2 = MakeTable<kAvx2Gemm, kAvx2RowKernels, kAvx2Attention>(CpuIsa::kAvx2);
+      MakeTable<kScalarGemm, kScalarInt8Gemm, kScalarRowKernels, kScalarAttention>(CpuIsa::kScalar);
+  static const TransformerOps avx2 =
+      MakeTable<kAvx2Gemm, kAvx2Int8Gemm, kAvx2RowKernels, kAvx2Attention>(CpuIsa::kAvx2);
   static const TransformerOps avx512 =
-      MakeTable<kAvx512Gemm, kAvx512RowKernels, kAvx512Attention>(CpuIsa::kAvx512);
-  static const TransformerOps amx = MakeTable<kAmxGemm, kAvx512RowKernels, kAmxAttention>(CpuIsa::kAmx);
+      HasAvx512Vnni()
+          ? MakeTable<kAvx512Gemm, kVnniInt8Gemm, kAvx512RowKernels, kAvx512Attention>(CpuIsa::kAvx512)
+          : MakeTable<kAvx512Gemm, kAvx2Int8Gemm, kAvx512RowKernels, kAvx512Attention>(CpuIsa::kAvx512);
+  static const TransformerOps amx =
+      MakeTable<kAmxGemm, kAmxInt8Gemm, kAvx512RowKernels, kAmxAttention>(CpuIsa::kAmx);
   switch (isa) {
     case CpuIsa::kScalar:
       return &scalar;

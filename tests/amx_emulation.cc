@@ -7,6 +7,7 @@
 #include "kernels/amx_tile.h"
 #include "kernels/attention.h"
 #include "kernels/gemm.h"
+#include "kernels/quantize.h"
 #include "kernels/thread_pool.h"
 
 namespace genrecall {
@@ -51,6 +52,7 @@ EXPORT void genrecall_amx_gemm(int dtype, const float* x, const float* w, const 
   const bool f32 = dtype == 0;
   GemmArgs args;
   args.w = {f32 ? DType::kF32 : DType::kBF16, f32 ? static_cast<const void*>(w) : wb.data(), outs, k};
+  args.x_dtype = args.w.dtype;
   args.x = f32 ? static_cast<const void*>(x) : xb.data();
   args.n = n;
   args.bias = bias;
@@ -63,6 +65,43 @@ EXPORT void genrecall_amx_gemm(int dtype, const float* x, const float* w, const 
   if (args.epilogue == Epilogue::kSwiGlu) {
     for (size_t i = 0; i < half.size(); ++i) y[i] = ToFloat(half[i]);
   }
+}
+
+// The same for int8 weights [outs, k] with a scale for each row; quantize_inputs: W8A8, else W8A16.
+EXPORT void genrecall_amx_int8_gemm(int dtype, bool quantize_inputs, const float* x, const int8_t* w,
+                                    const float* scale, const float* bias, int64_t n, int64_t k, int64_t outs,
+                                    int epilogue, float* y, int threads) {
+  using namespace genrecall;
+  ThreadPool pool(threads);
+  const std::vector<bf16> xb = ToBf16Vector(x, n * k);
+  std::vector<int32_t> row_sum(outs);
+  SumInt8Rows(w, outs, k, row_sum.data());
+  const bool f32 = dtype == 0;
+  GemmArgs args;
+  args.w = {DType::kI8, w, outs, k, scale, quantize_inputs ? row_sum.data() : nullptr};
+  args.x_dtype = f32 ? DType::kF32 : DType::kBF16;
+  args.x = f32 ? static_cast<const void*>(x) : xb.data();
+  args.n = n;
+  args.bias = bias;
+  args.epilogue = static_cast<Epilogue>(epilogue);
+  args.y = y;
+  args.ldy = outs;
+  std::vector<bf16> half(f32 ? 0 : n * outs / 2);
+  args.y_t = f32 ? static_cast<void*>(y) : half.data();
+  RunGemm(quantize_inputs ? kAmxInt8Gemm : kAmxGemm, args, &pool);
+  if (args.epilogue == Epilogue::kSwiGlu) {
+    for (size_t i = 0; i < half.size(); ++i) y[i] = ToFloat(half[i]);
+  }
+}
+
+// c [16, 16] += a [16, 64] x b [16 groups, 16, 4] of signed bytes.
+EXPORT void genrecall_tile_dot_int8(const int8_t* a, const int8_t* b, int32_t* c) {
+  using namespace genrecall;
+  TileLoad<0>(c, 64);
+  TileLoad<1>(a, 64);
+  TileLoad<2>(b, 64);
+  TileDotInt8<0, 1, 2>();
+  TileStore<0>(c, 64);
 }
 
 // c [16, 16] += a [16, 32] x b [16 pairs, 16, 2], all bit patterns as the tiles hold them.

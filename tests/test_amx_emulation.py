@@ -196,6 +196,79 @@ def test_float32_is_what_avx512_gives(emulation):
     assert same_bits(amx_gemm(emulation, x, w, dtype="float32"), expected)
 
 
+def int8_gemm(library, dtype, quantize_inputs, x, w, scale, bias, epilogue="store", threads=1):
+    rows, k = x.shape
+    outs = w.shape[0]
+    x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
+    y = np.empty((rows, outs // 2 if epilogue == "swiglu" else outs), np.float32)
+    library.genrecall_amx_int8_gemm(
+        ["float32", "bfloat16"].index(dtype),
+        ctypes.c_bool(quantize_inputs),
+        pointer(x),
+        pointer(w, ctypes.c_int8),
+        pointer(scale),
+        pointer(bias),
+        ctypes.c_int64(rows),
+        ctypes.c_int64(k),
+        ctypes.c_int64(outs),
+        ["store", "accumulate", "swiglu"].index(epilogue),
+        pointer(y),
+        threads,
+    )
+    return y
+
+
+def int8_inputs(rows, k, outs):
+    rng = np.random.default_rng(7)
+    w = rng.integers(-128, 128, (outs, k)).astype(np.int8)
+    return normal(1, rows, k), w, rng.uniform(1e-3, 1e-2, outs).astype(np.float32), normal(3, outs)
+
+
+def test_int8_tile_product_is_exact_and_signed(emulation):
+    rng = np.random.default_rng(1)
+    a, b = (rng.integers(-128, 128, s).astype(np.int8) for s in ((16, 64), (64, 16)))
+    c = rng.integers(-(2**20), 2**20, (16, 16)).astype(np.int32)
+    expected = c + a.astype(np.int32) @ b.astype(np.int32)
+    groups = np.ascontiguousarray(b.reshape(16, 4, 16).transpose(0, 2, 1))
+    emulation.genrecall_tile_dot_int8(
+        pointer(a, ctypes.c_int8), pointer(groups, ctypes.c_int8), pointer(c, ctypes.c_int32)
+    )
+    assert np.array_equal(c, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "rows,k,outs",
+    [(0, 64, 16), (1, 1, 2), (1, 63, 6), (2, 65, 18), (16, 64, 32), (17, 130, 64), (7, 896, 38)]
+    + [(33, 64, 300), (70, 100, 270), (40, 2200, 70)],
+)
+def test_int8_gemm_is_what_scalar_gives(emulation, dtype, rows, k, outs):
+    """Bit for bit when int8 meets int8; within the tiles' rounding when weights are widened."""
+    x, w, scale, bias = int8_inputs(rows, k, outs)
+    for exact in (True, False):
+        weights = n.Int8Weights(w, scale, exact)
+        expected = n.gemm("scalar", n.Tensor(x, dtype), weights, bias=bias)
+        actual = int8_gemm(emulation, dtype, exact, x, w, scale, bias, threads=2)
+        if exact:
+            assert same_bits(actual, expected)
+        else:
+            assert_close(actual, expected, 2e-6)
+        expected = n.gemm("scalar", n.Tensor(x, dtype), weights, bias=bias, epilogue="swiglu")
+        actual = int8_gemm(emulation, dtype, exact, x, w, scale, bias, "swiglu", threads=2)
+        assert_close(actual, expected.numpy(), {"float32": 4e-6, "bfloat16": 2.0**-8}[dtype])
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_int8_gemm_rows_do_not_depend_on_the_batch(emulation, exact):
+    x, w, scale, bias = int8_inputs(70, 100, 270)
+    whole = int8_gemm(emulation, "bfloat16", exact, x, w, scale, bias, "swiglu")
+    again = int8_gemm(emulation, "bfloat16", exact, x, w, scale, bias, "swiglu", threads=3)
+    assert same_bits(again, whole)
+    for first, last in [(0, 1), (69, 70), (3, 8), (17, 66), (1, 33)]:
+        part = int8_gemm(emulation, "bfloat16", exact, x[first:last], w, scale, bias, "swiglu")
+        assert same_bits(part, whole[first:last]), (first, last)
+
+
 HEADS = [(1, 1, 8), (4, 2, 16), (14, 2, 64), (3, 3, 80), (4, 1, 128), (6, 2, 12)]
 
 

@@ -179,6 +179,7 @@ void Decoder::Gemm(const WeightMatrix& w, const void* x, int64_t n, float* y, Ep
                    const float* bias, ThreadPool* pool) {
   GemmArgs args;
   args.w = w;
+  args.x_dtype = dtype_;
   args.x = x;
   args.n = n;
   args.bias = bias;

@@ -166,45 +166,77 @@ struct Batch {
   }
 };
 
-// Cleans, looks up and assembles every row. Needs no GIL.
-std::vector<AssembledPrompt> AssembleRows(const Prompt& prompt, const RecallIndex& index,
-                                          const Batch& batch) {
-  std::vector<AssembledPrompt> prompts(batch.rows);
-  CleanedBehaviors cleaned;
-  PromptBehaviors known;
-  for (py::ssize_t b = 0; b < batch.rows; ++b) {
-    CleanBehaviors(batch.row(b), batch.request_time.data()[b], prompt.clean_options(), &cleaned);
-    LookupBehaviors(index, cleaned, &known);
-    prompt.Assemble(batch.features.data() + b * prompt.num_features(), known, &prompts[b]);
-  }
-  return prompts;
-}
+// The prompts of a batch and the behaviours they were written from.
+struct AssembledRows {
+  std::vector<PromptBehaviors> behaviors;
+  std::vector<AssembledPrompt> prompts;
 
-std::vector<AssembledPrompt> AssembleBatch(const Prompt& prompt, const RecallIndex& index,
-                                           const Batch& batch) {
-  ThrowIfError(prompt.CheckIndex(index));
-  py::gil_scoped_release release;
-  return AssembleRows(prompt, index, batch);
-}
+  // Cleans, looks up and assembles every row.
+  AssembledRows(const Prompt& prompt, const RecallIndex& index, const Batch& batch)
+      : behaviors(batch.rows), prompts(batch.rows) {
+    ThrowIfError(prompt.CheckIndex(index));
+    py::gil_scoped_release release;
+    CleanedBehaviors cleaned;
+    for (py::ssize_t b = 0; b < batch.rows; ++b) {
+      CleanBehaviors(batch.row(b), batch.request_time.data()[b], prompt.clean_options(), &cleaned);
+      LookupBehaviors(index, cleaned, &behaviors[b]);
+      prompt.Assemble(batch.features.data() + b * prompt.num_features(), behaviors[b], &prompts[b]);
+    }
+  }
+
+  // (tokens [B, P], length [B], stable_prefix [B])
+  py::tuple ToTuple() const {
+    const auto rows = static_cast<py::ssize_t>(prompts.size());
+    size_t longest = 0;
+    for (const AssembledPrompt& p : prompts) longest = std::max(longest, p.tokens.size());
+    py::array_t<int32_t> tokens({rows, static_cast<py::ssize_t>(longest)});
+    py::array_t<int32_t> lengths(rows), stable(rows);
+    std::fill_n(tokens.mutable_data(), tokens.size(), 0);
+    for (py::ssize_t b = 0; b < rows; ++b) {
+      const AssembledPrompt& p = prompts[b];
+      std::copy(p.tokens.begin(), p.tokens.end(),
+                tokens.mutable_data() + b * static_cast<py::ssize_t>(longest));
+      lengths.mutable_data()[b] = static_cast<int32_t>(p.tokens.size());
+      stable.mutable_data()[b] = p.stable_prefix;
+    }
+    return py::make_tuple(tokens, lengths, stable);
+  }
+
+  // (asked [B, N], begin [B, N], codes [B, N, L])
+  py::tuple Events(py::ssize_t levels) const {
+    const auto rows = static_cast<py::ssize_t>(prompts.size());
+    size_t most = 0;
+    for (const AssembledPrompt& p : prompts) most = std::max(most, p.events.size());
+    const auto width = static_cast<py::ssize_t>(most);
+    py::array_t<int32_t> asked({rows, width}), begin({rows, width}), codes({rows, width, levels});
+    for (auto* array : {&asked, &begin, &codes}) std::fill_n(array->mutable_data(), array->size(), -1);
+    for (py::ssize_t b = 0; b < rows; ++b) {
+      py::ssize_t at = b * width;
+      for (const EventPlace& place : prompts[b].events) {
+        asked.mutable_data()[at] = place.asked;
+        begin.mutable_data()[at++] = place.begin;
+      }
+      std::copy(behaviors[b].codes.begin(), behaviors[b].codes.end(),
+                codes.mutable_data() + b * width * levels);
+    }
+    return py::make_tuple(asked, begin, codes);
+  }
+};
 
 py::tuple Assemble(const Prompt& prompt, std::shared_ptr<RecallIndex> index, const py::object& item,
                    const py::object& action, const py::object& domain, const py::object& time,
                    const py::object& length, const py::object& request_time, const py::object& features) {
   const Batch batch(prompt, item, action, domain, time, length, request_time, features);
-  const std::vector<AssembledPrompt> prompts = AssembleBatch(prompt, *index, batch);
-  size_t longest = 0;
-  for (const AssembledPrompt& p : prompts) longest = std::max(longest, p.tokens.size());
-  py::array_t<int32_t> tokens({batch.rows, static_cast<py::ssize_t>(longest)});
-  py::array_t<int32_t> lengths(batch.rows), stable(batch.rows);
-  std::fill_n(tokens.mutable_data(), tokens.size(), 0);
-  for (py::ssize_t b = 0; b < batch.rows; ++b) {
-    const AssembledPrompt& p = prompts[b];
-    std::copy(p.tokens.begin(), p.tokens.end(),
-              tokens.mutable_data() + b * static_cast<py::ssize_t>(longest));
-    lengths.mutable_data()[b] = static_cast<int32_t>(p.tokens.size());
-    stable.mutable_data()[b] = p.stable_prefix;
-  }
-  return py::make_tuple(tokens, lengths, stable);
+  return AssembledRows(prompt, *index, batch).ToTuple();
+}
+
+py::tuple AssembleEvents(const Prompt& prompt, std::shared_ptr<RecallIndex> index, const py::object& item,
+                         const py::object& action, const py::object& domain, const py::object& time,
+                         const py::object& length, const py::object& request_time,
+                         const py::object& features) {
+  const Batch batch(prompt, item, action, domain, time, length, request_time, features);
+  const AssembledRows rows(prompt, *index, batch);
+  return rows.ToTuple() + rows.Events(static_cast<py::ssize_t>(prompt.sid_space().level_sizes.size()));
 }
 
 py::list Segments(const Prompt& prompt, std::shared_ptr<RecallIndex> index, const py::object& item,
@@ -212,7 +244,8 @@ py::list Segments(const Prompt& prompt, std::shared_ptr<RecallIndex> index, cons
                   const py::object& length, const py::object& request_time, const py::object& features) {
   const Batch batch(prompt, item, action, domain, time, length, request_time, features);
   py::list out;
-  for (const AssembledPrompt& p : AssembleBatch(prompt, *index, batch)) {
+  const AssembledRows rows(prompt, *index, batch);
+  for (const AssembledPrompt& p : rows.prompts) {
     py::list segments;
     int begin = 0;
     for (int s = 0; s < prompt.num_segments(); ++s) {
@@ -346,6 +379,19 @@ Raises:
             R"(Returns:
   tokens int32 [B, P], P = the longest prompt of the batch, padded with 0; length int32 [B]; stable_prefix int32 [B], tokens
   before the first `recent` segment.
+
+Raises:
+  ValueError: names the input, its value and what was expected.)")
+               .c_str())
+      .def("assemble_events", &AssembleEvents, py::arg("index"), py::arg("item"), py::arg("action"),
+           py::arg("domain"), py::arg("time"), py::arg("length"), py::arg("request_time"),
+           py::arg("features") = py::none(),
+           (std::string(kAssembleDoc) +
+            R"(Returns:
+  what `assemble` returns, and the places of each row's cleaned events, N = the most of a row, oldest first, -1 pads:
+  asked int32 [B, N], the event is asked for by token asked - 1 of the prompt, -1 where what stands there tells of the
+  event already or the event is older than those written; begin int32 [B, N], its first SID token, -1: not written;
+  codes int32 [B, N, L].
 
 Raises:
   ValueError: names the input, its value and what was expected.)")

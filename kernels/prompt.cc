@@ -24,28 +24,33 @@ std::string Join(const std::vector<int32_t>& values) {
   return text + "]";
 }
 
-// How a user's behaviours fall into parts: [long_term_begin, long_term_end) and [long_term_end, n).
+// How a user's behaviours fall into parts: long-term [long_term_begin, past_end), recent [past_end, n), and
+// what an interest summary reads, [summary_begin, past_end).
 struct Parts {
-  int long_term_begin, long_term_end;
+  int summary_begin, long_term_begin, past_end;
 };
 
-Parts Split(int n, int recent_events, int long_term_events, int block) {
+Parts Split(int n, int recent_events, int long_term_events, int summary_events, int block) {
   const int past = std::max(0, n - recent_events) / block * block;
-  return {std::max(0, past - long_term_events), past};
+  return {std::max(0, past - summary_events), std::max(0, past - long_term_events), past};
 }
 
-// The `top` most frequent values of facet f of behaviours [begin, end), ties to the value seen first.
-std::vector<int32_t> TopFacetValues(const PromptBehaviors& behaviors, Parts parts, int num_facets, int f,
-                                    int32_t num_values, int top) {
+bool Reads(const PromptSegment& segment, int32_t domain) {
+  return domain >= 0 && domain < kNumDomains && (segment.domains >> domain & 1u) != 0;
+}
+
+// The segment's most frequent values of its facet among the behaviours that a summary reads.
+std::vector<int32_t> TopFacetValues(const PromptSegment& segment, const PromptBehaviors& behaviors,
+                                    Parts parts, int num_facets, int32_t num_values) {
   std::vector<int32_t> seen;  // values, in the order of their first appearance
   std::vector<int32_t> count(num_values, 0);
-  for (int i = parts.long_term_begin; i < parts.long_term_end; ++i) {
-    const int32_t value = behaviors.facets[static_cast<size_t>(i) * num_facets + f];
-    if (value < 0 || value >= num_values) continue;
+  for (int i = parts.summary_begin; i < parts.past_end; ++i) {
+    const int32_t value = behaviors.facets[static_cast<size_t>(i) * num_facets + segment.subject];
+    if (value < 0 || value >= num_values || !Reads(segment, behaviors.domain[i])) continue;
     if (count[value]++ == 0) seen.push_back(value);
   }
   std::stable_sort(seen.begin(), seen.end(), [&](int32_t a, int32_t b) { return count[a] > count[b]; });
-  if (static_cast<int>(seen.size()) > top) seen.resize(top);
+  if (static_cast<int>(seen.size()) > segment.top) seen.resize(segment.top);
   return seen;
 }
 
@@ -118,27 +123,78 @@ Status Prompt::CheckIndex(const RecallIndex& index) const {
   return Status();
 }
 
+// Writes the behaviours of one prompt, segment after segment, and keeps account of what the prompt has told.
+class Prompt::EventWriter {
+ public:
+  EventWriter(const Rep& rep, const PromptBehaviors& behaviors, AssembledPrompt* out)
+      : rep_(rep), behaviors_(behaviors), out_(*out) {
+    out_.events.assign(behaviors.length, EventPlace());
+  }
+
+  // Something was written from the first `end` behaviours: none of them can be asked for any more.
+  void Tell(int end) { told_ = std::max(told_, end); }
+
+  // Behaviours [begin, end), as far as the segment reads their domains.
+  void Write(const PromptSegment& segment, int begin, int end) {
+    const int first = size();
+    written_.clear();
+    for (int i = begin; i < end; ++i) {
+      EventPlace& place = out_.events[i];
+      const bool reads = Reads(segment, behaviors_.domain[i]);
+      if (i >= told_ && (reads || place.asked < 0)) place.asked = end_ < 0 ? first : end_;
+      if (!reads || IsMerged(segment, i)) continue;
+      if (written_.empty()) rep_.Write(segment.prefix, &out_.tokens);
+      WriteEvent(i, &place);
+      written_.push_back(i);
+      Tell(i + 1);
+    }
+  }
+
+ private:
+  int size() const { return static_cast<int>(out_.tokens.size()); }
+
+  const int32_t* Codes(int i) const { return behaviors_.codes.data() + static_cast<size_t>(i) * levels(); }
+  int levels() const { return static_cast<int>(rep_.sid_space.level_sizes.size()); }
+
+  void WriteEvent(int i, EventPlace* place) {
+    std::vector<int32_t>& tokens = out_.tokens;
+    const int32_t action = behaviors_.action[i];
+    if (action >= 0 && action < kNumActions) rep_.Write(rep_.action_text[action], &tokens);
+    place->begin = size();
+    for (int level = 0; level < levels(); ++level) {
+      tokens.push_back(rep_.sid_tokens[rep_.level_begin[level] + Codes(i)[level]]);
+    }
+    rep_.Write(rep_.separator_text, &tokens);
+    end_ = size();
+  }
+
+  bool IsMerged(const PromptSegment& segment, int i) const {
+    if (segment.kind != SegmentKind::kLongTerm || rep_.merge_levels == 0) return false;
+    const int first = std::max(0, static_cast<int>(written_.size()) - rep_.merge_window);
+    return std::any_of(written_.begin() + first, written_.end(), [&](int j) {
+      return behaviors_.action[j] == behaviors_.action[i] &&
+             std::equal(Codes(i), Codes(i) + rep_.merge_levels, Codes(j));
+    });
+  }
+
+  const Rep& rep_;
+  const PromptBehaviors& behaviors_;
+  AssembledPrompt& out_;
+  std::vector<int> written_;  // by the segment at hand
+  int told_ = 0;              // behaviours before this one have been told of
+  int end_ = -1;              // tokens before the end of the last behaviour written; -1: none was
+};
+
 void Prompt::Assemble(const int32_t* feature_values, const PromptBehaviors& behaviors,
                       AssembledPrompt* out) const {
   const Rep& rep = *rep_;
-  const int levels = static_cast<int>(rep.sid_space.level_sizes.size());
-  const Parts parts = Split(behaviors.length, rep.recent_events, rep.long_term_events, rep.block);
+  const Parts parts =
+      Split(behaviors.length, rep.recent_events, rep.long_term_events, rep.summary_events, rep.block);
   std::vector<int32_t>& tokens = out->tokens;
   tokens.clear();
   out->segment_end.clear();
   out->stable_prefix = -1;
-
-  auto write_behaviors = [&](const PromptSegment& segment, int begin, int end) {
-    if (begin >= end) return;
-    rep.Write(segment.prefix, &tokens);
-    for (int i = begin; i < end; ++i) {
-      const int32_t action = behaviors.action[i];
-      if (action >= 0 && action < kNumActions) rep.Write(rep.action_text[action], &tokens);
-      const int32_t* codes = behaviors.codes.data() + static_cast<size_t>(i) * levels;
-      for (int level = 0; level < levels; ++level) tokens.push_back(sid_token(level, codes[level]));
-      rep.Write(rep.separator_text, &tokens);
-    }
-  };
+  EventWriter events(rep, behaviors, out);
 
   for (const PromptSegment& segment : rep.segments) {
     switch (segment.kind) {
@@ -155,19 +211,20 @@ void Prompt::Assemble(const int32_t* feature_values, const PromptBehaviors& beha
       case SegmentKind::kInterest: {
         const PromptFacet& facet = rep.facets[segment.subject];
         const std::vector<int32_t> values =
-            TopFacetValues(behaviors, parts, num_facets(), segment.subject, facet.num_values, segment.top);
+            TopFacetValues(segment, behaviors, parts, num_facets(), facet.num_values);
         for (size_t i = 0; i < values.size(); ++i) {
           rep.Write(i == 0 ? segment.prefix : segment.separator, &tokens);
           rep.Write(facet.first_text + values[i], &tokens);
         }
+        if (!values.empty()) events.Tell(parts.past_end);
         break;
       }
       case SegmentKind::kLongTerm:
-        write_behaviors(segment, parts.long_term_begin, parts.long_term_end);
+        events.Write(segment, parts.long_term_begin, parts.past_end);
         break;
       case SegmentKind::kRecent:
         if (out->stable_prefix < 0) out->stable_prefix = static_cast<int>(tokens.size());
-        write_behaviors(segment, parts.long_term_end, behaviors.length);
+        events.Write(segment, parts.past_end, behaviors.length);
         break;
     }
     out->segment_end.push_back(static_cast<int>(tokens.size()));

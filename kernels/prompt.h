@@ -38,10 +38,21 @@ struct PromptBehaviors {
 // One user's cleaned events -> those the index has, with SIDs and facets, order kept.
 void LookupBehaviors(const RecallIndex& index, const CleanedBehaviors& cleaned, PromptBehaviors* out);
 
+// Where a prompt says a behaviour. Training reads it: every event of a prompt can be a target.
+struct EventPlace {
+  // The event is asked for by token asked - 1: what stands before is the end of the last event written before
+  // it, separator included (for the first one: what precedes the behaviours), which is where serving asks for
+  // the event after those. -1: what stands there already tells of this event or a later one (an interest
+  // summary that counted it, a segment of another domain), or the event is older than the behaviours written.
+  int32_t asked = -1;
+  int32_t begin = -1;  // its first SID token; -1: not written
+};
+
 struct AssembledPrompt {
   std::vector<int32_t> tokens;
-  int stable_prefix = 0;         // tokens before the first `recent` segment; all of them when there is none
-  std::vector<int> segment_end;  // [num_segments] tokens written when the segment was done
+  int stable_prefix = 0;           // tokens before the first `recent` segment; all of them when there is none
+  std::vector<int> segment_end;    // [num_segments] tokens written when the segment was done
+  std::vector<EventPlace> events;  // [PromptBehaviors::length]
 };
 
 class Prompt {
@@ -87,13 +98,19 @@ class Prompt {
   //
   // A behaviour writes the text of its action, its L SID tokens, the separator. A `long_term` or `recent`
   // segment writes its prefix, then its behaviours; an `interest` segment its prefix, then the `top` most
-  // frequent values of its facet among the long-term behaviours (ties: the value seen first; values the spec
-  // has no text for do not count), with separators between them. All three write nothing, not even the
-  // prefix, when there is nothing to follow it.
+  // frequent values of its facet among the past behaviours, those before the long-term part included as far
+  // back as cleaning keeps them until the next block is past (ties: the value seen first; values the spec has
+  // no text for do not count), with separators between them. All three read the behaviours of their domains
+  // only, and write nothing, not even the prefix, when there is nothing to follow it.
+  //
+  // With merge_levels = m > 0 a long-term behaviour is not written when one of the last merge_window written
+  // by its segment has its action and its first m codes: the first of similar items stands for all. So
+  // merging never takes back what is written, and the stable prefix moves no more often than without it.
   void Assemble(const int32_t* feature_values, const PromptBehaviors& behaviors, AssembledPrompt* out) const;
 
  private:
-  struct Rep;  // prompt_rep.h
+  struct Rep;         // prompt_rep.h
+  class EventWriter;  // prompt.cc
   explicit Prompt(std::unique_ptr<const Rep> rep);
   friend class PromptFile;  // prompt_file.cc
   std::shared_ptr<const Rep> rep_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "kernels/gguf.h"
 #include "kernels/prompt.h"
@@ -11,10 +12,10 @@
 namespace genrecall {
 namespace {
 
-constexpr int64_t kFormatVersion = 1;
+constexpr int64_t kFormatVersion = 2;
 constexpr int64_t kMaxEvents = 1 << 16;
 constexpr int64_t kMaxPromptTokens = 1 << 20;
-constexpr int kSegmentColumns = 5;  // kind, subject, top, prefix, separator
+constexpr int kSegmentColumns = 6;  // kind, subject, top, prefix, separator, domains
 
 template <typename T>
 Status Take(Result<T> result, T* out) {
@@ -253,10 +254,17 @@ class PromptFile {
       return DataLoss(Key("long_term_events"), " = ", rep.long_term_events,
                       ": expected a multiple of the block, ", rep.block);
     }
+    // So many past events there are even when cleaning has just dropped a block. Were a summary to read more,
+    // it would change then, too, and not only when a block becomes past.
+    rep.summary_events = std::max(0, rep.clean.max_events - rep.block + 1 - rep.recent_events);
+    rep.summary_events = std::max(rep.long_term_events, rep.summary_events / rep.block * rep.block);
     GENRECALL_RETURN_IF_ERROR(IntIn("actions", 0, (1 << kNumActions) - 1, &rep.clean.actions));
     GENRECALL_RETURN_IF_ERROR(IntIn("domains", 0, (1 << kNumDomains) - 1, &rep.clean.domains));
     GENRECALL_RETURN_IF_ERROR(IntIn("attribution_window_s", 0, kForever, &rep.clean.attribution_window_s));
     GENRECALL_RETURN_IF_ERROR(IntIn("repeat_window_s", 0, kForever, &rep.clean.repeat_window_s));
+    const auto levels = static_cast<int64_t>(rep.sid_space.level_sizes.size());
+    GENRECALL_RETURN_IF_ERROR(IntIn("merge_levels", 0, levels, &rep.merge_levels));
+    GENRECALL_RETURN_IF_ERROR(IntIn("merge_window", 1, kMaxEvents, &rep.merge_window));
     std::vector<int64_t> texts;
     GENRECALL_RETURN_IF_ERROR(IntsIn("action_text", kNumActions, 0, num_texts() - 1, &texts));
     std::copy(texts.begin(), texts.end(), rep.action_text);
@@ -270,17 +278,29 @@ class PromptFile {
       return DataLoss("tensor 'segments': expected shape [n, ", kSegmentColumns, "]");
     }
     const auto* row = static_cast<const int32_t*>(tensor.data);
+    uint32_t written[kNumSegmentKinds] = {};  // domains, by kind
     for (int64_t s = 0; s < tensor.shape[0]; ++s, row += kSegmentColumns) {
       if (row[0] < 0 || row[0] >= kNumSegmentKinds) {
         return DataLoss("segments[", s, ", 0] = ", row[0], ": expected 0..", kNumSegmentKinds - 1);
       }
-      const PromptSegment segment{static_cast<SegmentKind>(row[0]), row[1], row[2], row[3], row[4]};
+      if (row[5] < 0 || row[5] >= 1 << kNumDomains) {
+        return DataLoss("segments[", s, ", 5] = ", row[5], ": expected 0..", (1 << kNumDomains) - 1);
+      }
+      const PromptSegment segment{static_cast<SegmentKind>(row[0]), row[1], row[2], row[3], row[4],
+                                  static_cast<uint32_t>(row[5])};
+      uint32_t& domains = written[row[0]];
+      const bool writes = segment.kind == SegmentKind::kLongTerm || segment.kind == SegmentKind::kRecent;
+      if (writes && (domains & segment.domains) != 0) {
+        return DataLoss("segments[", s, ", 5] = ", row[5],
+                        ": expected domains that no segment of its kind has yet");
+      }
+      domains |= segment.domains;
       if (segment.subject < 0 || segment.subject >= NumSubjects(segment.kind)) {
         return DataLoss("segments[", s, ", 1] = ", segment.subject, ": expected 0..",
                         NumSubjects(segment.kind) - 1);
       }
       if (segment.top < 0) return DataLoss("segments[", s, ", 2] = ", segment.top, ": expected >= 0");
-      for (int column = 3; column < kSegmentColumns; ++column) {
+      for (int column = 3; column < 5; ++column) {
         if (row[column] < kNoText || row[column] >= num_texts()) {
           return DataLoss("segments[", s, ", ", column, "] = ", row[column], ": expected ", kNoText, "..",
                           num_texts() - 1);
@@ -315,15 +335,15 @@ class PromptFile {
     return sizes;
   }
 
-  int64_t MaxBehaviorTokens(const PromptSegment& segment, int64_t events) const {
-    if (events == 0) return 0;
+  // Of a behaviour.
+  int64_t MaxEventTokens() const {
     int64_t action = 0;
     for (int32_t text : rep_->action_text) action = std::max<int64_t>(action, rep_->text_size(text));
     const auto levels = static_cast<int64_t>(rep_->sid_space.level_sizes.size());
-    return rep_->text_size(segment.prefix) +
-           events * (action + levels + rep_->text_size(rep_->separator_text));
+    return action + levels + rep_->text_size(rep_->separator_text);
   }
 
+  // Of a segment without its behaviours, which several segments may share.
   int64_t MaxSegmentTokens(const PromptSegment& segment) const {
     switch (segment.kind) {
       case SegmentKind::kText:
@@ -337,24 +357,29 @@ class PromptFile {
         const PromptFacet& facet = rep_->facets[segment.subject];
         const auto sizes = TextSizes(facet.first_text, facet.num_values);
         const int64_t values =
-            std::min<int64_t>({segment.top, static_cast<int64_t>(sizes.size()), rep_->long_term_events});
+            std::min<int64_t>({segment.top, static_cast<int64_t>(sizes.size()), rep_->clean.max_events});
         if (values == 0) return 0;
         int64_t tokens = rep_->text_size(segment.prefix) + (values - 1) * rep_->text_size(segment.separator);
         for (int64_t i = 0; i < values; ++i) tokens += sizes[i];
         return tokens;
       }
       case SegmentKind::kLongTerm:
-        return MaxBehaviorTokens(segment, rep_->long_term_events);
       case SegmentKind::kRecent:
-        return MaxBehaviorTokens(segment, int64_t{rep_->recent_events} + rep_->block - 1);
+        return rep_->text_size(segment.prefix);
     }
     return 0;
   }
 
   Status CountMaxTokens() {
-    int64_t total = 0;  // each term is below 2^17 * 2^33, and the sum is checked after each
+    // Each term is below 2^17 * 2^33, and the sum is checked after each. Behaviours count once a kind: the
+    // segments of one kind share them by domain.
+    int64_t total = 0;
+    int64_t events[kNumSegmentKinds] = {};
+    events[static_cast<int>(SegmentKind::kLongTerm)] = rep_->long_term_events;
+    events[static_cast<int>(SegmentKind::kRecent)] = int64_t{rep_->recent_events} + rep_->block - 1;
     for (const PromptSegment& segment : rep_->segments) {
       total += MaxSegmentTokens(segment);
+      total += std::exchange(events[static_cast<int>(segment.kind)], 0) * MaxEventTokens();
       if (total > kMaxPromptTokens) {
         return DataLoss("a prompt may have more than ", kMaxPromptTokens, " tokens: expected fewer");
       }

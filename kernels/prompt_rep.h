@@ -38,7 +38,8 @@ struct PromptSegment {
   int32_t subject = 0;  // kText: the text; kFeature: the feature; kInterest: the facet
   int32_t top = 0;      // kInterest
   int32_t prefix = kNoText;
-  int32_t separator = kNoText;  // kInterest
+  int32_t separator = kNoText;                 // kInterest
+  uint32_t domains = (1u << kNumDomains) - 1;  // kInterest, kLongTerm, kRecent: bit d: reads domain d
 };
 
 struct Prompt::Rep {
@@ -56,9 +57,12 @@ struct Prompt::Rep {
   CleanOptions clean;
   int32_t long_term_events = 0;  // a whole number of blocks
   int32_t recent_events = 0;
+  int32_t summary_events = 0;  // the most past events an interest summary reads
   int32_t block = 1;
   int32_t action_text[kNumActions] = {kNoText, kNoText, kNoText};
   int32_t separator_text = kNoText;
+  int32_t merge_levels = 0;  // 0: nothing is merged
+  int32_t merge_window = 1;
 
   int32_t max_tokens = 0;
   std::string spec_json;

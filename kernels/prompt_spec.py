@@ -36,7 +36,7 @@ __all__ = [
     "share_retokenized",
 ]
 
-FORMAT_VERSION = 1  # of the compiled file, see prompt_file.cc
+FORMAT_VERSION = 2  # of the compiled file, see prompt_file.cc
 _NO_TEXT = -1
 
 Tokenize = Callable[[str], Sequence[int]]
@@ -87,9 +87,14 @@ def compile_prompt(
       The compiled prompt, loaded.
 
     Raises:
-      ValueError: a spec by which a prompt could be empty or longer than 2^20 tokens;
-        a token id out of range.
+      ValueError: a spec by which a prompt could be empty or longer than 2^20 tokens, or that merges
+        by more levels than there are; a token id out of range.
     """
+    levels = len(sid_space.level_sizes)
+    if spec.behaviors.merge_levels > levels:
+        raise ValueError(
+            f"behaviors.merge_levels = {spec.behaviors.merge_levels}: expected 0..L = {levels}"
+        )
     pool = _TextPool(tokenize)
     metadata = {
         "general.type": "prompt",
@@ -177,6 +182,8 @@ def _compile_behaviors(behaviors: Behaviors, pool: _TextPool, metadata: dict):
         domains=_mask(behaviors.domains, DOMAINS),
         attribution_window_s=behaviors.attribution_window_s,
         repeat_window_s=behaviors.repeat_window_s,
+        merge_levels=behaviors.merge_levels,
+        merge_window=behaviors.merge_window,
     )
 
 
@@ -185,7 +192,7 @@ def _mask(names: Sequence[str], of: Sequence[str]) -> int:
 
 
 def _compile_segments(spec: PromptSpec, pool: _TextPool, features):
-    """Rows (kind, subject, top, prefix, separator); whether one of them always writes a token."""
+    """Rows (kind, subject, top, prefix, separator, domains); whether one always writes a token."""
     feature_names = [f.name for f in spec.features]
     facet_names = [f.name for f in spec.facets]
     rows, never_empty = [], False
@@ -205,7 +212,8 @@ def _compile_segments(spec: PromptSpec, pool: _TextPool, features):
             prefix, separator = pool.add(segment.prefix), pool.add(segment.separator)
         else:
             prefix = pool.add(segment.prefix)
-        rows.append((SEGMENT_KINDS.index(segment.kind), subject, top, prefix, separator))
+        domains = _mask(segment.domains, DOMAINS)
+        rows.append((SEGMENT_KINDS.index(segment.kind), subject, top, prefix, separator, domains))
     return np.array(rows, np.int32), never_empty
 
 

@@ -94,9 +94,9 @@ class Segment:
 
     Attributes:
       kind: "text" writes `text`; "feature" the text of feature `name`; "interest" `prefix`, then
-        the `top` most frequent values of `facet` among the long-term events, joined by
-        `separator`; "long_term" and "recent" `prefix`, then that part of the events. The last
-        three write nothing where they have nothing to say.
+        the `top` most frequent values of `facet` among the past events, joined by `separator`;
+        "long_term" and "recent" `prefix`, then that part of the events. The last three read events
+        of `domains` only, and write nothing where they have nothing to say.
     """
 
     kind: str
@@ -106,6 +106,7 @@ class Segment:
     top: int = 0
     prefix: str = ""
     separator: str = ""
+    domains: tuple[str, ...] = DOMAINS
 
     def __post_init__(self):
         if self.kind not in SEGMENT_KINDS:
@@ -114,6 +115,7 @@ class Segment:
             )
         if self.kind == "interest" and not 1 <= self.top <= _INT32_MAX:
             raise ValueError(f"segment interest: top = {self.top}: expected >= 1")
+        _check_some(f"segment {self.kind}: domains", self.domains, DOMAINS)
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,9 @@ class Behaviors:
     Of n kept events the first floor(max(0, n - recent_events) / block) * block are past, the rest
     recent; the long-term part is the latest long_term_events of the past. An event writes the text
     of its action, its SID tokens, the separator. Cleaning is described in kernels/behaviors.h.
+
+    With merge_levels = m > 0, similar long-term events are merged: one whose action and first m
+    codes are those of one of the last merge_window written ones is not written.
     """
 
     long_term_events: int = 32
@@ -135,6 +140,8 @@ class Behaviors:
     domains: tuple[str, ...] = DOMAINS
     attribution_window_s: int = 7 * 24 * 3600
     repeat_window_s: int = 24 * 3600
+    merge_levels: int = 0
+    merge_window: int = 1
 
     def __post_init__(self):
         def in_range(name, low, high):
@@ -148,18 +155,15 @@ class Behaviors:
         in_range("long_term_events", 0, MAX_EVENTS)
         in_range("attribution_window_s", 0, _INT64[-1])
         in_range("repeat_window_s", 0, _INT64[-1])
+        in_range("merge_levels", 0, _INT32_MAX)  # compile_prompt knows the number of levels
+        in_range("merge_window", 1, MAX_EVENTS)
         if self.long_term_events % self.block:
             raise ValueError(
                 f"behaviors.long_term_events = {self.long_term_events}: "
                 f"expected a multiple of block = {self.block}"
             )
         for name, allowed in (("actions", ACTIONS), ("domains", DOMAINS)):
-            values = getattr(self, name)
-            if not values:
-                raise ValueError(
-                    f"behaviors.{name} is empty: expected some of {', '.join(allowed)}"
-                )
-            _check_names(f"behaviors.{name}", values, allowed)
+            _check_some(f"behaviors.{name}", getattr(self, name), allowed)
         _check_names("behaviors.action_text", [a for a, _ in self.action_text], ACTIONS)
 
 
@@ -208,10 +212,16 @@ class PromptSpec:
                 raise ValueError(
                     f"segments[{i}].facet = '{segment.facet}': expected one of {facets}"
                 )
-        for kind in ("long_term", "recent"):
-            places = [i for i, segment in enumerate(self.segments) if segment.kind == kind]
-            if len(places) > 1:
-                raise ValueError(f"segments[{places[1]}]: a second '{kind}': expected at most one")
+        written = set()
+        for i, segment in enumerate(self.segments):
+            reads = {(segment.kind, domain) for domain in segment.domains}
+            if segment.kind in ("long_term", "recent") and reads & written:
+                _, domain = sorted(reads & written)[0]
+                raise ValueError(
+                    f"segments[{i}]: a second '{segment.kind}' of domain '{domain}': "
+                    "expected at most one"
+                )
+            written |= reads
 
     @classmethod
     def from_json(cls, source: Mapping | str | os.PathLike) -> "PromptSpec":
@@ -254,11 +264,19 @@ class PromptSpec:
                 "domains": list(b.domains),
                 "attribution_window_s": b.attribution_window_s,
                 "repeat_window_s": b.repeat_window_s,
+                "merge_levels": b.merge_levels,
+                "merge_window": b.merge_window,
             },
         }
 
 
 # Reading and writing the JSON.
+
+
+def _check_some(where: str, names: Sequence[str], allowed: Sequence[str]):
+    if not names:
+        raise ValueError(f"{where} is empty: expected some of {', '.join(allowed)}")
+    _check_names(where, names, allowed)
 
 
 def _check_names(where: str, names: Sequence[str], allowed: Sequence[str]):
@@ -311,9 +329,12 @@ def _segment(f: Fields) -> Segment:
             top=f.integer("top"),
             prefix=f.text("prefix", ""),
             separator=f.text("separator", ""),
+            domains=tuple(f.texts("domains", DOMAINS)),
         )
     elif kind in ("long_term", "recent"):
-        segment = Segment(kind, prefix=f.text("prefix", ""))
+        segment = Segment(
+            kind, prefix=f.text("prefix", ""), domains=tuple(f.texts("domains", DOMAINS))
+        )
     else:
         raise ValueError(f"{f.where}: kind = '{kind}': expected one of {', '.join(SEGMENT_KINDS)}")
     f.finish()
@@ -333,6 +354,8 @@ def _behaviors(f: Fields) -> Behaviors:
         domains=tuple(f.texts("domains", d.domains)),
         attribution_window_s=f.integer("attribution_window_s", d.attribution_window_s),
         repeat_window_s=f.integer("repeat_window_s", d.repeat_window_s),
+        merge_levels=f.integer("merge_levels", d.merge_levels),
+        merge_window=f.integer("merge_window", d.merge_window),
     )
     f.finish()
     return behaviors
@@ -349,8 +372,9 @@ def _segment_json(s: Segment) -> dict:
     keys = {
         "text": ("text",),
         "feature": ("name",),
-        "interest": ("facet", "top", "prefix", "separator"),
-        "long_term": ("prefix",),
-        "recent": ("prefix",),
+        "interest": ("facet", "top", "prefix", "separator", "domains"),
+        "long_term": ("prefix", "domains"),
+        "recent": ("prefix", "domains"),
     }[s.kind]
-    return {"kind": s.kind} | {key: getattr(s, key) for key in keys}
+    values = {key: getattr(s, key) for key in keys}
+    return {"kind": s.kind} | {k: list(v) if k == "domains" else v for k, v in values.items()}

@@ -71,6 +71,11 @@ SPEC = {
 
 def assemble_oracle(spec, space, index, events, request_time, features):
     """(tokens, stable prefix) of one user, from the spec's JSON."""
+    return places_oracle(spec, space, index, events, request_time, features)[:2]
+
+
+def places_oracle(spec, space, index, events, request_time, features):
+    """(tokens, stable prefix, [(asked, begin, codes)] of the cleaned events) of one user."""
     spec = spec.to_json()
     b = spec["behaviors"]
     cleaned = clean_oracle(
@@ -86,17 +91,44 @@ def assemble_oracle(spec, space, index, events, request_time, features):
     known = {}
     for item, codes, facets in zip(*(index.rows()[i].tolist() for i in (0, 1, 3)), strict=True):
         known[item] = codes, facets
-    line = [(known[item], action) for item, action, _, _ in cleaned if item in known]
+    line = [
+        (i, known[item], ACTIONS[action], DOMAINS[domain])
+        for i, (item, action, domain, _) in enumerate(c for c in cleaned if c[0] in known)
+    ]
     blocks = max(0, len(line) - b["recent_events"]) // b["block"]
     past, recent = line[: blocks * b["block"]], line[blocks * b["block"] :]
     long_term = past[max(0, len(past) - b["long_term_events"]) :]
+    kept = max(0, b["max_events"] - b["block"] + 1 - b["recent_events"]) // b["block"] * b["block"]
+    summed = past[max(0, len(past) - max(kept, b["long_term_events"])) :]
 
-    def write(prefix, part):
-        out = tokenize(prefix) if part else []
-        for (codes, _), action in part:
-            out += tokenize(b["action_text"].get(ACTIONS[action], ""))
+    begins, ends = {}, {}  # of the events written so far
+    told = set()  # events that what is written tells of
+    asked = {}
+
+    def look_alike(event, other):
+        return (
+            event[2] == other[2]
+            and event[1][0][: b["merge_levels"]] == other[1][0][: b["merge_levels"]]
+        )
+
+    def write(segment, part, merge):
+        out, written, first = [], [], len(tokens)
+        for event in part:
+            i, (codes, _), action, domain = event
+            mine = domain in segment["domains"]
+            if not any(j >= i for j in told) and (mine or i not in asked):
+                asked[i] = max(ends.values(), default=first)
+            last = written[max(0, len(written) - b["merge_window"]) :]
+            if not mine or (merge and any(look_alike(event, other) for other in last)):
+                continue
+            out += tokenize(segment["prefix"]) if not written else []
+            out += tokenize(b["action_text"].get(action, ""))
+            begins[i] = len(tokens) + len(out)
             out += [space.token_ids[level][code] for level, code in enumerate(codes)]
             out += tokenize(b["separator"])
+            ends[i] = len(tokens) + len(out)
+            told.add(i)
+            written.append(event)
         return out
 
     def feature_text(name):
@@ -109,24 +141,26 @@ def assemble_oracle(spec, space, index, events, request_time, features):
     def interest(segment):
         column = [f["name"] for f in spec["facets"]].index(segment["facet"])
         texts = spec["facets"][column]["values"]
-        seen = [facets[column] for (_, facets), _ in long_term]
+        seen = [facets[column] for _, (_, facets), _, d in summed if d in segment["domains"]]
         count = Counter(v for v in seen if 0 <= v < len(texts))  # keeps first-seen order
         best = sorted(count, key=lambda v: -count[v])[: segment["top"]]
         text = segment["separator"].join(texts[v] for v in best)
+        told.update(i for i, *_ in past if best)
         return tokenize(segment["prefix"] + text) if best else []
 
     tokens, stable = [], None
     for s in spec["segments"]:
-        if s["kind"] == "recent":
+        if s["kind"] == "recent" and stable is None:
             stable = len(tokens)
         tokens += {
             "text": lambda s: tokenize(s["text"]),
             "feature": lambda s: tokenize(feature_text(s["name"])),
             "interest": interest,
-            "long_term": lambda s: write(s["prefix"], long_term),
-            "recent": lambda s: write(s["prefix"], recent),
+            "long_term": lambda s: write(s, long_term, b["merge_levels"] > 0),
+            "recent": lambda s: write(s, recent, False),
         }[s["kind"]](s)
-    return tokens, len(tokens) if stable is None else stable
+    places = [(asked.get(i, -1), begins.get(i, -1), codes) for i, (codes, _), _, _ in line]
+    return tokens, len(tokens) if stable is None else stable, places
 
 
 def random_user(rng, num_items):

@@ -14,6 +14,7 @@ from prompt_shop import (
     assemble_oracle,
     batch,
     catalogue,
+    places_oracle,
     random_features,
     random_user,
     sid_space,
@@ -46,7 +47,7 @@ def test_random_users_equal_the_oracle(shop):
         assert 0 < len(want[0]) <= prompt.max_tokens
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(60))
 def test_random_specs_equal_the_oracle(seed, tmp_path):
     rng = random.Random(seed)
     text = lambda low=0: "".join(rng.choices("abcde ", k=rng.randrange(low, 5)))  # noqa: E731
@@ -57,9 +58,10 @@ def test_random_specs_equal_the_oracle(seed, tmp_path):
     block = rng.randrange(1, 6)
     segments = [{"kind": "text", "text": text(1)}]
     segments += [{"kind": "text", "text": text()} for _ in range(rng.randrange(3))]
-    segments += [
-        {"kind": k, "prefix": text()} for k in ("long_term", "recent") if rng.random() < 0.8
-    ]
+    split = [["ad"], ["content"]]
+    for kind in ("long_term", "recent"):
+        for domains in rng.choice([[], [DOMAINS], [["content"]], split, split[::-1]]):
+            segments.append({"kind": kind, "prefix": text(), "domains": domains})
     segments += [
         {
             "kind": "interest",
@@ -67,6 +69,7 @@ def test_random_specs_equal_the_oracle(seed, tmp_path):
             "top": rng.randrange(1, 4),
             "prefix": text(),
             "separator": text(),
+            "domains": rng.choice([DOMAINS, ["ad"]]),
         }
         for f in facets
     ]
@@ -87,6 +90,8 @@ def test_random_specs_equal_the_oracle(seed, tmp_path):
                 "domains": rng.sample(DOMAINS, rng.randrange(1, 3)),
                 "attribution_window_s": rng.choice([0, 10, 10**6]),
                 "repeat_window_s": rng.choice([0, 10, 10**6]),
+                "merge_levels": rng.choice([0, 0, 1]),
+                "merge_window": rng.randrange(1, 5),
             },
         }
     )
@@ -94,9 +99,15 @@ def test_random_specs_equal_the_oracle(seed, tmp_path):
     prompt = compile_prompt(spec, tokenize, space, tmp_path / "p.gguf")
     index = catalogue(space, 60, len(facets))
     users = [random_user(rng, 60) for _ in range(25)]
-    for events, got in zip(users, assemble(prompt, index, users), strict=True):
-        assert got == assemble_oracle(spec, space, index, events, NOW, {})
+    asked, begin, codes = prompt.assemble_events(index, *batch(users), [NOW] * len(users))[3:]
+    for b, (events, got) in enumerate(zip(users, assemble(prompt, index, users), strict=True)):
+        *want, places = places_oracle(spec, space, index, events, NOW, {})
+        assert got == tuple(want)
         assert len(got[0]) <= prompt.max_tokens
+        n = len(places)
+        of_row = (x[b, :n].tolist() for x in (asked, begin, codes))
+        assert list(zip(*of_row, strict=True)) == places
+        assert (asked[b, n:] == -1).all() and (begin[b, n:] == -1).all()
     by_segment = prompt.segments(index, *batch(users), [NOW] * len(users))
     for (tokens, _), pieces in zip(assemble(prompt, index, users), by_segment, strict=True):
         assert [kind for kind, _ in pieces] == [s["kind"] for s in segments]

@@ -45,8 +45,8 @@ def test_missing_and_foreign_files(path, tmp_path):
 
 
 def test_another_version_is_refused(path):
-    rewrite(path, lambda m, t: m.update({"genrecall.prompt.format_version": 2}))
-    with pytest.raises(kernels.FailedPreconditionError, match=r"format version 2: expected 1"):
+    rewrite(path, lambda m, t: m.update({"genrecall.prompt.format_version": 3}))
+    with pytest.raises(kernels.FailedPreconditionError, match=r"format version 3: expected 2"):
         kernels.Prompt.load(path)
 
 
@@ -146,8 +146,10 @@ def shape(name, function):
         (put("segments", (4, 2), -1), r"segments\[4, 2\] = -1: expected >= 0"),
         (put("segments", (5, 3), -2), r"segments\[5, 3\] = -2: expected -1.."),
         (put("segments", (4, 4), 10**6), r"segments\[4, 4\] = 1000000: expected -1.."),
-        (shape("segments", lambda t: t[:, :4]), r"'segments': expected shape \[n, 5\]"),
-        (shape("segments", lambda t: np.repeat(t, 9999, 0)), r"more than 1048576 tokens"),
+        (shape("segments", lambda t: t[:, :5]), r"'segments': expected shape \[n, 6\]"),
+        (put("segments", (4, 5), 4), r"segments\[4, 5\] = 4: expected 0\.\.3"),
+        (put("segments", (5, 0), 4), r"segments\[6, 5\] = 3: expected domains that no segment of"),
+        (shape("segments", lambda t: np.repeat(t[:1], 300_000, 0)), r"more than 1048576 tokens"),
     ],
 )
 def test_a_file_that_contradicts_itself_is_refused_by_place(path, change, message):

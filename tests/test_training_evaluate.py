@@ -111,7 +111,7 @@ def test_index_command(run, weight, tmp_path):
     space = prompt_spec.SidSpace.load(f"{folder}/checkpoint/sid_space.json")
     index = kernels.RecallIndex.load(out, space.digest)
     data = read_data(shop)
-    assert index.num_items == len(data.items) and index.num_facets == 2
+    assert index.num_items == len(data.items) and index.num_facets == 3
     prompt = kernels.Prompt.load(f"{folder}/checkpoint/prompt.gguf", space.digest)
     one = np.ones((1, 1), np.int64)
     assert prompt.assemble(index, one, one, one, one, [1], [1])[1][0] > 3

@@ -159,72 +159,7 @@ def test_codes_that_mean_alike_start_alike(shop):
     assert np.corrcoef(*apart)[0, 1] > 0.7
 
 
-# --- samples --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("separator", ["", ";"])
-def test_labels_are_the_codes_that_follow_in_the_prompt(shop, tmp_path, separator):
-    data, sids, _ = shop
-    spec = prompts.default_spec(data)
-    spec["behaviors"]["separator"] = separator
-    _, tokenizer, space = decoder(shop, spec)
-    gap = len(separator)  # one token a character at most
-    maker = maker_of(shop, spec, tokenizer, space, tmp_path, separator_tokens=gap)
-    assert spec["behaviors"]["action_text"]["conversion"]
-    codes = {int(i): c.tolist() for i, c in zip(sids.item_id, sids.codes, strict=True)}
-    made = maker.make(np.array([0, 3, 5]), np.array([4, 2, 1]))
-    for s, (user, end) in enumerate([(0, 4), (3, 2), (5, 1)]):
-        own = made.tokens[made.begin[s] : made.begin[s + 1]]
-        line = maker.lines.items_of(user)[: end + 1]
-        assert own[-3:].tolist() == [
-            space.token_ids[i][c] for i, c in enumerate(codes[int(line[-1])])
-        ]
-        prompt, length = maker.prompts(np.array([user]), np.array([end]))
-        np.testing.assert_array_equal(own[:-3], prompt[0, : length[0]])
-        targets = slice(made.target_begin[s], made.target_begin[s + 1])
-        assert made.code[targets].tolist() == [codes[int(i)] for i in line]
-        at = made.at[targets]
-        for code, position in zip(made.code[targets], at, strict=True):
-            for level in range(1, 3):
-                assert own[position[level]] == space.token_ids[level - 1][code[level - 1]]
-                assert own[position[level] + 1] == space.token_ids[level][code[level]]
-        # The response is asked where the prompt ends, and so is each event before it: after the
-        # one before, never after its own action's text, which stands before some of them.
-        assert at[-1].tolist() == [len(own) - 4, len(own) - 3, len(own) - 2]
-        assert (at[1:, 0] == at[:-1, 2] + 1 + gap).all()
-
-
-def test_without_history_loss_only_the_response_is_a_target(shop, tmp_path):
-    spec = prompts.default_spec(shop[0])
-    _, tokenizer, space = decoder(shop, spec)
-    maker = maker_of(shop, spec, tokenizer, space, tmp_path, history_loss=False)
-    made = maker.epoch()
-    assert len(made.at) == len(made) == (maker.visible >= 2).sum()
-
-
-def test_an_interest_summary_is_never_asked_for_what_it_tells(shop, tmp_path):
-    """Long-term events are no targets of prompts that hold them, yet every event is one of some."""
-    spec = prompts.default_spec(shop[0], recent_events=2, long_term_events=6, block=2)
-    assert any(s["kind"] == "interest" for s in spec["segments"])
-    _, tokenizer, space = decoder(shop, spec)
-    maker = maker_of(shop, spec, tokenizer, space, tmp_path)
-    user = int(np.argmax(maker.visible))
-    end = int(maker.visible[user]) - 1
-    made = maker.make(np.array([user]), np.array([end]))
-    assert len(made.at) == 3  # two recent events and the response
-    for generator in (None, np.random.default_rng(0)):
-        ends = sorted(maker._cuts(end + 1, generator), reverse=True)
-        covered = {e - back for e in ends for back in range(3) if e - back >= 0}
-        assert covered >= set(range(1, end + 1))
-
-
-def test_row_blocks_partition_and_stay_within_their_cells():
-    widths = np.array([3, 5, 2, 2000, 1, 1, 7])
-    blocks = list(samples.row_blocks(widths, cells=16))
-    assert np.concatenate([np.arange(7)[b] for b in blocks]).tolist() == list(range(7))
-    assert all(len(widths[b]) == 1 or len(widths[b]) * widths[b].max() <= 16 for b in blocks)
-    assert [b.stop - b.start for b in blocks] == [3, 1, 2, 1]
-    assert list(samples.row_blocks(widths[:0])) == []
+# --- batches -------------------------------------------------------------------------------------
 
 
 # --- objective and checkpoint ---------------------------------------------------------------------
@@ -251,8 +186,8 @@ def test_loss_equals_the_plain_formula(shop, tmp_path, softmax):
                     want[level] += float(
                         torch.logsumexp(row[ids] if softmax == "level" else row, 0) - own_logit
                     )
-    assert counts.tolist() == [len(made.at)] * 3
-    np.testing.assert_allclose(sums.numpy(), want, rtol=1e-5)
+    assert counts.tolist() == [len(made.at)] * 4
+    np.testing.assert_allclose(sums.numpy(), [*want, 0], rtol=1e-5)
 
 
 def test_dropout_acts_in_training_only_and_leaves_the_checkpoint_ordinary(shop, tmp_path):

@@ -74,9 +74,8 @@ class EvaluateOptions:
         return ranking.RankOptions(self.beam_width, self.normalize)
 
 
-def load_maker(data, run_folder, separator_tokens=0):
+def load_maker(data, run_folder):
     """The SampleMaker of a finished run: its prompt, its semantic IDs and the whole catalogue.
-    `separator_tokens` (see SampleMaker) matters to training only.
 
     Raises:
       FileNotFoundError, ValueError: what is missing or does not fit, by file.
@@ -93,15 +92,7 @@ def load_maker(data, run_folder, separator_tokens=0):
     lines = splits.clean_lines(data.events, **splits.clean_options(spec))
     weight = splits.popularity(lines, data.items).astype(np.float32)
     index = build_index.build_index(data.items, sids, spec, space.digest, weight)
-    return SampleMaker(
-        lines,
-        lines.visible("train"),
-        prompt,
-        index,
-        data.profiles,
-        spec,
-        separator_tokens=separator_tokens,
-    )
+    return SampleMaker(lines, lines.visible("train"), prompt, index, data.profiles, spec)
 
 
 def sample_users(lines, split, number, seed):

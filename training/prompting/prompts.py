@@ -1,43 +1,72 @@
 """The prompt spec a data folder gets when its owner writes none. Knows no tokenizer and no model.
 
-The task sentence stands first and the history last, so that the prompt ends where the next item
-begins: what the model learns from the history inside a prompt is then exactly what it is asked at
-the end of one.
+The task sentence stands first and the events in their order, the latest last, so that the prompt
+ends where the next item begins: what the model learns from the history inside a prompt is then
+exactly what it is asked at the end of one. The interest summary stands between the past events,
+which it sums up, and the recent ones: no event is asked for behind a summary that tells it, and a
+block of events that becomes past leaves the events before it where they are, so that a prefix cache
+keeps them.
 """
 
 import numpy as np
 
-MAX_VALUES = 200  # of a string feature or the category facet: the most frequent ones get a text
+# What `default_spec` can leave out. ad, content: the behaviours of that domain; long_term: all but
+# the recent behaviours; actions: the text that tells a conversion from a click.
+PARTS = ("profile", "interest", "long_term", "ad", "content", "actions")
+FACETS = ("category", "attribute", "price_band")
+MAX_VALUES = 200  # of a string feature or of a facet: the most frequent ones get a text
 TASK_TEXT = "Next item."
 # Numeric features are cut at these quantiles.
 _QUANTILES = (0.2, 0.4, 0.6, 0.8)
 _PRICE_BANDS = (" low price", " mid price", " high price")
+# facet -> how many of its values an interest summary names, and the text before them
+_SUMMARY = {"category": (3, " likes"), "attribute": (3, " often"), "price_band": (1, "")}
 
 
-def default_spec(data, recent_events=24, long_term_events=32, block=8):
+def default_spec(
+    data,
+    without=frozenset(),
+    recent_events=1,
+    long_term_events=56,
+    block=8,
+    max_events=256,
+    split_domains=False,
+):
     """Prompt spec (JSON object of kernels.prompt_spec) for a data folder.
 
-    Features: every profile feature. Facets: category and price band, where items have them; with
-    categories the prompt has an
-    interest summary. Behaviours: clicks and conversions; a conversion says so where the folder
-    tells clicks and conversions apart.
+    Features: every profile feature. Facets, where items have them: category, leading attribute,
+    price band; each has a line in the interest summary. Behaviours: clicks and conversions; a
+    conversion says so where the folder tells clicks and conversions apart.
+
+    What is left out is left out of the prompt only: the events that count as a user's line, and
+    with them the items that are asked for, stay the same.
+
+    Args:
+      data: data_folder.DataSet.
+      without: names of PARTS to leave out.
+      recent_events, long_term_events, block, max_events: see kernels.prompt_spec.Behaviors. Of n
+        events the last recent_events to recent_events + block - 1 are recent, the others past; the
+        summary reads all of the past, max_events at most, of which the latest long_term_events are
+        written too.
+      split_domains: past and recent events each in two segments, ad before content, instead of one
+        in the order of time.
+
+    Raises:
+      ValueError: `without` names no part.
     """
-    features = [_feature(name, _values(data, name)) for name in _feature_names(data)]
-    facets = _facets(data.items)
-    both = len(set(np.unique(data.events.action).tolist()) & {1, 2}) == 2
+    for part in without:
+        if part not in PARTS:
+            raise ValueError(f"without: {part!r}: expected some of {', '.join(PARTS)}")
+    features = [] if "profile" in without else _features(data)
+    facets = [] if "interest" in without else _facets(data.items)
+    domains = [d for d in ("ad", "content") if d not in without]
     segments = [{"kind": "text", "text": TASK_TEXT}]
     segments += [{"kind": "feature", "name": f["name"]} for f in features]
-    if facets and facets[0]["name"] == "category":
-        segments.append(
-            {
-                "kind": "interest",
-                "facet": "category",
-                "top": 3,
-                "prefix": " likes",
-                "separator": ",",
-            }
-        )
-    segments += [{"kind": "long_term", "prefix": ""}, {"kind": "recent", "prefix": ""}]
+    if domains:
+        segments += _behavior_segments(domains, split_domains, facets, "long_term" not in without)
+    conversion = (
+        "" if "actions" in without or not _has_both(data.events.action, 1, 2) else " bought"
+    )
     return {
         "format_version": 1,
         "features": features,
@@ -47,15 +76,45 @@ def default_spec(data, recent_events=24, long_term_events=32, block=8):
             "long_term_events": long_term_events,
             "recent_events": recent_events,
             "block": block,
-            "action_text": {"click": "", "conversion": " bought" if both else ""},
+            "action_text": {"click": "", "conversion": conversion},
             "separator": "",
-            "max_events": long_term_events + recent_events + block,
+            "max_events": max_events,
             "actions": ["click", "conversion"],
             "domains": ["ad", "content"],
             "attribution_window_s": 7 * 86400,
             "repeat_window_s": 86400,
         },
     }
+
+
+def parts_of(data):
+    """Those of PARTS that the default spec of a data folder has, and so can do without: tuple."""
+    have = {
+        "profile": bool(_features(data)),
+        "interest": bool(_facets(data.items)),
+        "long_term": True,
+        "ad": bool((data.events.domain == 0).any()),
+        "content": bool((data.events.domain == 1).any()),
+        "actions": _has_both(data.events.action, 1, 2),
+    }
+    return tuple(part for part in PARTS if have[part])
+
+
+def _behavior_segments(domains, split_domains, facets, long_term):
+    """The segments that read behaviours of `domains`, in the order of the prompt."""
+    groups = [[d] for d in domains] if split_domains else [domains]
+    segments = []
+    if long_term:
+        segments += [{"kind": "long_term", "prefix": "", "domains": g} for g in groups]
+    for facet in facets:
+        top, prefix = _SUMMARY[facet["name"]]
+        summary = {"facet": facet["name"], "top": top, "prefix": prefix, "separator": ","}
+        segments.append({"kind": "interest", **summary, "domains": domains})
+    return segments + [{"kind": "recent", "prefix": "", "domains": g} for g in groups]
+
+
+def _has_both(column, a, b):
+    return bool((column == a).any() and (column == b).any())
 
 
 def spec_texts(spec):
@@ -77,20 +136,22 @@ def spec_texts(spec):
 def item_facets(spec, items):
     """The facet columns of a catalogue, in the order of the PromptSpec.
 
-    category: the value whose text is the item's category; price_band: the item's place among the
-    catalogue's prices, in as many equal shares as the facet has values.
+    category and attribute: the value whose text is the item's category, or its leading attribute;
+    price_band: the item's place among the catalogue's prices, in as many equal shares as the facet
+    has values.
 
     Returns:
       int16 [N, F]; -1 where an item has no value or one the spec does not know.
 
     Raises:
-      ValueError: a facet that is neither category nor price_band.
+      ValueError: a facet that is none of FACETS.
     """
     columns = np.full((len(items), len(spec.facets)), -1, np.int16)
     for f, facet in enumerate(spec.facets):
-        if facet.name == "category":
+        if facet.name in ("category", "attribute"):
             number = {text.strip(): v for v, text in reversed(list(enumerate(facet.values)))}
-            columns[:, f] = [number.get(c, -1) for c in items.categories]
+            values = items.categories if facet.name == "category" else leading_attributes(items)
+            columns[:, f] = [number.get(v, -1) for v in values]
         elif facet.name == "price_band":
             priced = np.isfinite(items.price)
             bands = len(facet.values)
@@ -98,12 +159,23 @@ def item_facets(spec, items):
                 cuts = np.quantile(items.price[priced], np.arange(1, bands) / bands)
                 columns[priced, f] = np.searchsorted(cuts, items.price[priced], side="right")
         else:
-            raise ValueError(f"facet {facet.name!r}: expected category|price_band")
+            raise ValueError(f"facet {facet.name!r}: expected one of {', '.join(FACETS)}")
     return columns
 
 
-def _feature_names(data):
-    return sorted({name for profile in data.profiles.values() for name in profile})
+def leading_attributes(items):
+    """Each item's first attribute that says more than its category does, "" without one: list[str]
+    [N].
+    """
+    return [
+        next((a for a in attributes if a != category and a.lower() != "unknown"), "")
+        for attributes, category in zip(items.attributes, items.categories, strict=True)
+    ]
+
+
+def _features(data):
+    names = sorted({name for profile in data.profiles.values() for name in profile})
+    return [_feature(name, _values(data, name)) for name in names]
 
 
 def _values(data, name):
@@ -133,10 +205,11 @@ def _feature(name, values):
 
 def _facets(items):
     facets = []
-    categories, counts = np.unique([c for c in items.categories if c], return_counts=True)
-    if len(categories):
-        frequent = categories[np.argsort(-counts, kind="stable")][:MAX_VALUES]
-        facets.append({"name": "category", "values": [f" {c}" for c in frequent]})
+    for name, values in (("category", items.categories), ("attribute", leading_attributes(items))):
+        distinct, counts = np.unique([v for v in values if v], return_counts=True)
+        if len(distinct):
+            frequent = distinct[np.argsort(-counts, kind="stable")][:MAX_VALUES]
+            facets.append({"name": name, "values": [f" {v}" for v in frequent]})
     if np.isfinite(items.price).any():
         facets.append({"name": "price_band", "values": list(_PRICE_BANDS)})
     return facets

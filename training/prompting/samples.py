@@ -1,58 +1,15 @@
 """Users' lines to training samples: prompts as serving assembles them, and what to predict where.
 
-Knows no model. A sample is the prompt of a user's first k events followed by the SID of event k,
-the response. Besides the response, the events inside the prompt are targets too (the history loss):
-position after position one forward pass trains every next item of the line, which is what makes
-training from scratch affordable.
+Knows no model. A sample is the prompt of a user's first k events, with the event after them as its
+response, or with several of those that follow, each a response of its own to the same prompt. The
+events inside the prompt are targets too (the history loss): one forward pass trains every next item
+of the line, which is what makes training from scratch affordable. Where each event can be asked for
+comes from the C++ that wrote the prompt.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-import torch
 
-
-@dataclass(frozen=True)
-class Samples:
-    """Token sequences with their targets, flat: sample s has tokens begin[s]:begin[s + 1] and
-    targets target_begin[s]:target_begin[s + 1].
-
-    tokens int32 [sum]; at int32 [targets, L], position in the sample of the token that predicts
-    level l; code int32 [targets, L].
-    """
-
-    tokens: np.ndarray
-    begin: np.ndarray
-    at: np.ndarray
-    code: np.ndarray
-    target_begin: np.ndarray
-
-    def __len__(self):
-        return len(self.begin) - 1
-
-    @property
-    def lengths(self):
-        return np.diff(self.begin)
-
-    def batch(self, chosen):
-        """(tokens int64 [B, T], at int64 [L, n] flat in B * T, code int64 [L, n]) of the chosen
-        samples.
-        """
-        width = int(self.lengths[chosen].max())
-        tokens = np.zeros((len(chosen), width), np.int64)
-        at, code = [], []
-        for row, s in enumerate(chosen):
-            own = self.tokens[self.begin[s] : self.begin[s + 1]]
-            tokens[row, : len(own)] = own
-            targets = slice(self.target_begin[s], self.target_begin[s + 1])
-            at.append(self.at[targets].astype(np.int64) + row * width)
-            code.append(self.code[targets])
-        at, code = np.concatenate(at).T, np.concatenate(code).T.astype(np.int64)
-        return (
-            torch.from_numpy(tokens),
-            torch.from_numpy(np.ascontiguousarray(at)),
-            torch.from_numpy(np.ascontiguousarray(code)),
-        )
+from genrecall.training.prompting import packing
 
 
 def row_blocks(widths, cells=1 << 20):
@@ -79,34 +36,31 @@ class SampleMaker:
       profiles: user id -> {feature: value}.
       spec: kernels.prompt_spec.PromptSpec of the prompt.
       history_loss: targets inside the prompt too.
-      separator_tokens: how many tokens the spec's separator is.
+      responses: at most this many events after a prompt are its responses, >= 1.
     """
 
     def __init__(
-        self, lines, visible, prompt, index, profiles, spec, history_loss=True, separator_tokens=0
+        self, lines, visible, prompt, index, profiles, spec, history_loss=True, responses=1
     ):
-        self.separator_tokens = separator_tokens
+        if responses < 1:
+            raise ValueError(f"responses = {responses}: expected >= 1")
         self.lines, self.visible, self.prompt, self.index = lines, visible, prompt, index
         self.profiles = profiles
-        self.history_loss = history_loss
-        self.level_sizes = prompt.level_sizes
-        # An interest summary is written from long-term events and stands before them: were they
-        # targets, it would tell the answer. Then only recent events are; otherwise all of them.
-        summary = any(s.kind == "interest" for s in spec.segments)
-        kept = spec.behaviors.max_events - spec.behaviors.block  # cleaning keeps more than these
-        self.reach = max(1, spec.behaviors.recent_events if summary else kept)
-        levels = [np.asarray(ids) for ids in prompt.token_ids]
-        size = max(int(ids.max()) for ids in levels) + 1
-        self.level_of, self.code_of = np.full(size, -1, np.int8), np.full(size, -1, np.int32)
-        for level, ids in enumerate(levels):
-            self.level_of[ids], self.code_of[ids] = level, np.arange(len(ids))
+        self.history_loss, self.responses = history_loss, responses
+        self.reach = Reach(spec)
+        sizes = [len(ids) for ids in prompt.token_ids]
+        self.token_table = np.zeros((len(sizes), max(sizes)), np.int32)
+        for level, ids in enumerate(prompt.token_ids):
+            self.token_table[level, : len(ids)] = ids
 
     def epoch(self, generator=None):
         """One pass over the training part. With history_loss every event is a target at least once
-        (a line's first is predicted from the profile alone); without it, a line's last event only.
+        (a line's first is predicted from the profile alone); without it, each line's last events
+        only, as many as there are responses.
 
         Args:
-          generator: numpy Generator that moves the cuts of long lines; None leaves them fixed.
+          generator: numpy Generator that moves the cuts of long lines, and draws how many of the
+            last events are responses; None leaves cuts fixed and takes as many as allowed.
 
         Raises:
           ValueError: no user has two events in the training part.
@@ -123,29 +77,28 @@ class SampleMaker:
         return self.make(users[order], ends[order])
 
     def _cuts(self, visible, generator):
-        """Positions of the responses of one line of `visible` events: the last one, then earlier
-        ones where the history loss does not reach.
+        """How long the prompts of one line of `visible` events are, in events: all but the
+        responses, then shorter ones that ask for the events that the history loss did not reach.
         """
-        end = visible - 1
+        responses = min(self.responses, visible - 1)
+        if generator is not None:
+            responses = int(generator.integers(responses)) + 1
+        end = visible - responses
         yield end
-        while self.history_loss and end > self.reach:
-            shift = 0 if generator is None else int(generator.integers(self.reach // 2 + 1))
-            end = max(1, end - self.reach + shift)
+        while self.history_loss and end > 1 and (first := self.reach.first_target(end)) > 0:
+            low = max(1, first - self.responses)
+            shift = 0 if generator is None else int(generator.integers((end - low) // 2 + 1))
+            end = min(low + shift, end - 1)
             yield end
 
     def make(self, users, ends):
         """Samples whose prompt is the first ends[i] >= 1 events of user number users[i], its
-        response the event after them.
+        responses the visible events after them, `responses` at most.
+
+        Returns:
+          packing.Samples.
         """
-        parts = [self._make_block(users[b], ends[b]) for b in row_blocks(ends)]
-        tokens, lengths, at, code, counts = (np.concatenate(p) for p in zip(*parts, strict=True))
-        return Samples(
-            tokens,
-            np.concatenate([[0], np.cumsum(lengths)]),
-            at,
-            code,
-            np.concatenate([[0], np.cumsum(counts)]),
-        )
+        return packing.concatenate([self._make_block(users[b], ends[b]) for b in row_blocks(ends)])
 
     def prompts(self, users, ends):
         """The first ends[i] events of user number users[i], as serving would assemble them.
@@ -156,6 +109,11 @@ class SampleMaker:
         Returns:
           (tokens int32 [B, P], length int32 [B]).
         """
+        tokens, length, _ = self.prompt.assemble(*self._requests(users, ends))
+        return tokens, length
+
+    def _requests(self, users, ends):
+        """The arguments of Prompt.assemble."""
         lines = self.lines
         length = ends.astype(np.int32)
         at = lines.begin[users][:, None] + np.arange(max(int(length.max(initial=0)), 1))
@@ -166,10 +124,7 @@ class SampleMaker:
         )
         request_time = np.maximum(time.max(axis=1), 1)
         features = self._feature_columns(lines.user_id[users])
-        tokens, length, _ = self.prompt.assemble(
-            self.index, item, action, domain, time, length, request_time, features
-        )
-        return tokens, length
+        return self.index, item, action, domain, time, length, request_time, features
 
     def _feature_columns(self, user_ids):
         """Profile features as Prompt.assemble takes them; None where a user has no value."""
@@ -181,45 +136,82 @@ class SampleMaker:
         return columns
 
     def _make_block(self, users, ends):
-        """(tokens flat, length of each sample, at, code, targets of each sample) of one block."""
-        tokens, length = self._with_response(users, ends)
-        levels = len(self.level_sizes)
-        inside = np.arange(tokens.shape[1]) < length[:, None]
-        starts = (self.level_of[np.minimum(tokens, len(self.level_of) - 1)] == 0) & inside
-        # How many events start at or after each token: 1 at the response.
-        remaining = starts[:, ::-1].cumsum(axis=1)[:, ::-1]
-        wanted = starts & (remaining <= (self.reach + 1 if self.history_loss else 1))
-        wanted[:, 0] = False  # nothing stands before it
-        row, column = np.nonzero(wanted)
-        code = self.code_of[tokens[row[:, None], column[:, None] + np.arange(levels)]]
-        at = column[:, None] - 1 + np.arange(levels)
-        at[:, 0] = self._asked_at(starts)[row, column]
-        counts = wanted.sum(axis=1)
-        return tokens[inside], length, at.astype(np.int32), code, counts
+        prompt, length, _, asked, begin, codes = self.prompt.assemble_events(
+            *self._requests(users, ends)
+        )
+        length = length.astype(np.int64)
+        sample, code = self._responses(users, ends)
+        anchor = length[sample]
+        inline = np.zeros((0, 2), np.int64)
+        if self.history_loss:
+            asked = np.where(asked >= 1, asked, -1)  # at 0 nothing stands before
+            hidden = np.argwhere((asked >= 0) & (begin < 0))
+            inline = np.argwhere((asked >= 0) & (begin >= 0))
+            row, event = hidden.T
+            sample, anchor = np.append(sample, row), np.append(anchor, asked[row, event])
+            code = np.append(code, codes[row, event], axis=0)
+        # Branches of a sample: its responses first, in their order, then hidden events.
+        order = np.argsort(sample, kind="stable")
+        sample, anchor, code = sample[order], anchor[order], code[order]
+        width = len(self.token_table) - 1  # the last code's token predicts nothing
+        number = np.bincount(sample, minlength=len(users))
+        start = length[sample] + (np.arange(len(sample)) - packing.offsets(number)[sample]) * width
+        row, event = inline.T
+        targets = (
+            np.append(row, sample),
+            np.append(
+                _asked_from(asked[row, event], begin[row, event], width),
+                _asked_from(anchor, start, width),
+                axis=0,
+            ),
+            np.append(codes[row, event], code, axis=0),
+        )
+        order = np.argsort(targets[0], kind="stable")
+        none = np.zeros(0, np.int64)
+        return packing.pack(
+            prompt,
+            length,
+            (sample, anchor, self.token_table[np.arange(width), code[:, :width]]),
+            tuple(t[order] for t in targets),
+            (none, none, none),
+        )
 
-    def _asked_at(self, starts):
-        """Where an event that starts at [row, column] is asked for: int64 like `starts`.
+    def _responses(self, users, ends):
+        """(row int64 [n], codes int32 [n, L]) of the responses to the prompts of ends[i] events."""
+        number = np.clip(self.visible[users] - ends, 1, self.responses)
+        row = np.repeat(np.arange(len(users)), number)
+        nth = np.arange(len(row)) - packing.offsets(number)[row]
+        item = self.lines.item[self.lines.begin[users[row]] + ends[row] + nth]
+        return row, np.asarray(self.index.lookup(item)[0])
 
-        Serving asks where a prompt ends: after the event before and its separator. So is an event
-        in the history, not after its own action's text, which would tell what was done before what
-        it was done to. A prompt's first event is asked for at the token before it.
+
+def _asked_from(asked, begin, width):
+    """Positions that predict the levels of events asked for at `asked` [n] whose tokens begin at
+    `begin` [n]: int64 [n, width + 1].
+    """
+    return np.column_stack([asked - 1, begin[:, None] + np.arange(width)]).astype(np.int64)
+
+
+class Reach:
+    """How far back in a prompt the history loss reaches, by the layout of its spec."""
+
+    def __init__(self, spec):
+        self.behaviors = spec.behaviors
+        kinds = [s.kind for s in spec.segments]
+        past = [i for i, kind in enumerate(kinds) if kind == "long_term"]
+        recent = [i for i, kind in enumerate(kinds) if kind == "recent"]
+        summary = kinds.index("interest") if "interest" in kinds else len(kinds)
+        in_order = len(recent) == 1 and max(past, default=-1) < recent[0]
+        self.recent = in_order
+        self.past = in_order and len(past) == 1 and past[0] < summary
+
+    def first_target(self, end):
+        """Number of the first event from which on all are targets in a prompt of the first `end`
+        events, the response included.
         """
-        columns = np.arange(starts.shape[1])
-        last = np.maximum.accumulate(np.where(starts, columns, -1), axis=1)
-        before = np.concatenate([np.full((len(starts), 1), -1), last[:, :-1]], axis=1)
-        after_it = before + len(self.level_sizes) - 1 + self.separator_tokens
-        return np.where(before >= 0, after_it, np.maximum(columns - 1, 0))
-
-    def _with_response(self, users, ends):
-        """(tokens int32 [B, P + L], length int64 [B]): prompts with the SID tokens of event
-        ends[i] after them.
-        """
-        prompt, length = self.prompts(users, ends)
-        rows, levels = len(users), len(self.level_sizes)
-        response = self.lines.item[self.lines.begin[users] + ends]
-        codes = np.asarray(self.index.lookup(response)[0])
-        tokens = np.zeros((rows, prompt.shape[1] + levels), np.int32)
-        tokens[:, : prompt.shape[1]] = prompt
-        for level, ids in enumerate(self.prompt.token_ids):
-            tokens[np.arange(rows), length + level] = np.asarray(ids)[codes[:, level]]
-        return tokens, length.astype(np.int64) + levels
+        b = self.behaviors
+        if not self.recent:
+            return end
+        dropped = max(0, end - b.max_events + b.block - 1) // b.block * b.block
+        past = max(0, end - b.recent_events) // b.block * b.block
+        return max(dropped, past - b.long_term_events if self.past else past)

@@ -1,21 +1,23 @@
-"""The training objective: the next item's codes at every event. Knows no data folder and no
-training loop.
+"""The training objective: codes at the places that samples name, and text tokens at others. Knows
+no data folder and no training loop.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from genrecall.training.prompting import packing
 from genrecall.training.tuning import sid_tables
 
 
 class NextSid(nn.Module):
     """A decoder with the loss of next-item prediction; a training_loop.Objective with a part for
-    each level.
+    each level, and one for text.
 
     Each code is scored against the codes of its own level (`softmax="level"`), which is how the
     engine scores beams by default and needs the LM head's SID rows only; `softmax="vocab"` scores
-    it against the whole vocabulary, for serving with normalize="vocab".
+    it against the whole vocabulary, for serving with normalize="vocab". Text tokens, which
+    alignment tasks ask for, compete with the whole vocabulary.
 
     Args:
       decoder: a Qwen2-class causal LM of Transformers with SID tables (see sid_tables.split).
@@ -35,7 +37,7 @@ class NextSid(nn.Module):
         self.label_smoothing = label_smoothing
         self.level_sizes = space.level_sizes
         self.first_ids = [ids[0] for ids in space.token_ids]
-        self.parts = tuple(f"level_{level}" for level in range(len(self.level_sizes)))
+        self.parts = (*(f"level_{level}" for level in range(len(self.level_sizes))), "text")
         if dropout:
             self._add_dropout(dropout)
 
@@ -53,39 +55,48 @@ class NextSid(nn.Module):
         ):
             module.register_forward_hook(drop)
 
-    def forward(self, tokens, at, code):
-        """Cross-entropy of every level, summed over events.
+    def forward(self, tokens, at, code, own=None, anchor=None, text_at=None, text_token=None):
+        """Cross-entropy of every level and of the text tokens, summed.
 
-        Args:
-          tokens: int64 [B, T], zero-padded on the right: attention is causal, so no real token sees
-            padding.
-          at: int64 [L, n], flat position in [0, B * T) of the token that predicts level l of target
-            n; -1: not predicted.
-          code: int64 [L, n], the codes to predict.
+        Args: the fields of packing.Batch.
 
         Returns:
-          (float [L] sums over events, float [L] how many they are).
+          (float [L + 1] sums over targets, float [L + 1] what to divide them by): levels and text
+          are divided by one number, that of events plus that of text tokens / L, so that a code and
+          a text token weigh alike in a batch that has both.
         """
-        hidden = self.decoder.model(input_ids=tokens, use_cache=False).last_hidden_state.flatten(
-            0, 1
-        )
+        seen = {} if own is None else self._seen(own, anchor)
+        hidden = self.decoder.model(input_ids=tokens, use_cache=False, **seen)
+        hidden = hidden.last_hidden_state.flatten(0, 1)
         rows = sid_tables.sid_rows(self.decoder, self.level_sizes)
-        losses, counts = [], []
-        for level, own_rows in enumerate(rows):
-            used = at[level] >= 0
-            states, target = hidden[at[level][used]], code[level][used]
-            if self.softmax == "level":
-                logits = states @ own_rows.T
-            else:
-                logits = self.decoder.get_output_embeddings()(states)
-                target = target + self.first_ids[level]
-            losses.append(
-                functional.cross_entropy(
-                    logits.float(),
-                    target,
-                    label_smoothing=self.label_smoothing,
-                    reduction="sum",
-                )
-            )
-            counts.append(used.sum())
-        return torch.stack(losses), torch.stack(counts).float()
+        losses = [
+            self._level_loss(hidden[at[level]], level, level_rows, code[level])
+            for level, level_rows in enumerate(rows)
+        ]
+        count = at.shape[1]
+        if text_at is None:
+            losses.append(torch.zeros_like(losses[0]))
+        else:
+            logits = self.decoder.get_output_embeddings()(hidden[text_at])
+            losses.append(self._cross_entropy(logits, text_token))
+            count += len(text_at) / len(rows)
+        return torch.stack(losses), losses[0].new_full((len(losses),), count)
+
+    def _seen(self, own, anchor):
+        """What the decoder is told of packed samples."""
+        position, visible = packing.layout(own, anchor)
+        if self.decoder.config._attn_implementation != "sdpa":  # these add the mask to the scores
+            zeros = torch.zeros(visible.shape, dtype=self.decoder.dtype, device=visible.device)
+            visible = zeros.masked_fill(~visible, torch.finfo(zeros.dtype).min)
+        return {"position_ids": position, "attention_mask": visible}
+
+    def _level_loss(self, states, level, rows, code):
+        if self.softmax == "level":
+            return self._cross_entropy(states @ rows.T, code)
+        logits = self.decoder.get_output_embeddings()(states)
+        return self._cross_entropy(logits, code + self.first_ids[level])
+
+    def _cross_entropy(self, logits, target):
+        return functional.cross_entropy(
+            logits.float(), target, label_smoothing=self.label_smoothing, reduction="sum"
+        )

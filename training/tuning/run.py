@@ -78,7 +78,6 @@ def prepare(data_folder, run_folder, options):
         path = os.path.join(work, "prompt.gguf")
         prompt_spec.compile_prompt(spec, checkpoint.tokenize_with(tokenizer), space, path)
         prompt = kernels.Prompt.load(path, space.digest)
-    separator = checkpoint.tokenize_with(tokenizer)(spec.behaviors.separator)
     maker = SampleMaker(
         lines,
         lines.visible("train"),
@@ -87,7 +86,6 @@ def prepare(data_folder, run_folder, options):
         data.profiles,
         spec,
         options.history_loss,
-        len(separator),
     )
     identity = {
         "data_digest": data.digest,

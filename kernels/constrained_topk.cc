@@ -1,116 +1,16 @@
 #include "kernels/constrained_topk.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <limits>
+#include <vector>
+
+#include "kernels/gumbel.h"
+#include "kernels/log_softmax.h"
 
 namespace genrecall {
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
-
-// Sums and maxima run over this many interleaved lanes (element i in lane i % kLanes): the compiler can keep
-// them in vector registers of any width, and the order of the additions is the same in all of them.
-constexpr int kLanes = 16;
-
-// One (row, child) pair. Ascending `key` is best first: the score's bits, descending, then the child's node.
-struct Candidate {
-  uint64_t key;
-  int32_t row;
-  float step_score;
-  uint32_t node() const { return static_cast<uint32_t>(key); }
-  bool operator<(const Candidate& other) const { return key < other.key; }
-};
-
-uint64_t CandidateKey(float score, uint32_t node) {
-  score += 0.0f;  // -0 and +0 tie
-  uint32_t bits;
-  std::memcpy(&bits, &score, sizeof bits);
-  const uint32_t ascending = (bits >> 31) ? ~bits : bits | 0x80000000u;
-  return static_cast<uint64_t>(~ascending) << 32 | node;
-}
-
-// e^x for x <= 0, within 2 ulp; about 1e-38 from x = -87 down. Straight-line, so that loops over it
-// vectorise. Cody-Waite reduction and the polynomial of Cephes expf.
-inline float ExpNonPositive(float x) {
-  // max(x, -87) by integer arithmetic on the bits: a branch would keep the compiler from vectorising.
-  constexpr int32_t k87 = 0x42ae0000;  // the bits of 87.0f
-  int32_t magnitude;
-  std::memcpy(&magnitude, &x, sizeof magnitude);
-  const int32_t excess = (magnitude & 0x7fffffff) - k87;
-  magnitude = k87 + (excess & (excess >> 31));
-  std::memcpy(&x, &magnitude, sizeof x);
-  x = -x;
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float n = (x * 1.44269504088896341f + kRound) - kRound;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const float mantissa = p * (r * r) + r + 1.0f;
-  const int32_t exponent_bits = (static_cast<int32_t>(n) + 127) << 23;
-  float power;
-  std::memcpy(&power, &exponent_bits, sizeof power);
-  return mantissa * power;
-}
-
-// log(sum(exp(x[0..n)))) for x <= 0 with maximum 0, so the sum is at least 1 and the result at least 0.
-float LogSumExpShifted(const float* x, int n) {
-  constexpr int kBlock = 16 * kLanes;
-  float lane[kLanes] = {};
-  float e[kBlock];
-  for (int begin = 0; begin < n; begin += kBlock) {
-    const int block = std::min(kBlock, n - begin);
-    for (int i = 0; i < block; ++i) e[i] = ExpNonPositive(x[begin + i]);
-    std::fill(e + block, e + (block + kLanes - 1) / kLanes * kLanes, 0.0f);
-    for (int i = 0; i < block; i += kLanes) {
-      for (int j = 0; j < kLanes; ++j) lane[j] += e[i + j];
-    }
-  }
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int j = 0; j < half; ++j) lane[j] += lane[j + half];
-  }
-  return std::log(lane[0]);
-}
-
-// The maximum of x[0..n), -inf for n = 0; *finite tells whether none is NaN or +inf (else the maximum means
-// nothing).
-float Maximum(const float* x, int n, bool* finite) {
-  float lane[kLanes];
-  int32_t bad[kLanes] = {};
-  std::fill(lane, lane + kLanes, -kInf);
-  auto take = [&](int j, float v) {
-    lane[j] = v > lane[j] ? v : lane[j];
-    bad[j] |= !(v < kInf);  // also NaN
-  };
-  int i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int j = 0; j < kLanes; ++j) take(j, x[i + j]);
-  }
-  for (int j = 0; i + j < n; ++j) take(j, x[i + j]);
-  *finite = !std::any_of(bad, bad + kLanes, [](int32_t b) { return b != 0; });
-  return *std::max_element(lane, lane + kLanes);
-}
-
-// out[i] = log softmax(x / temperature)[i] <= 0, all -inf where every x is. max: of x[0..n). In place is
-// fine.
-void LogSoftmax(const float* x, int n, float max, float temperature, float* out) {
-  if (max == -kInf) {  // -inf - -inf would be NaN
-    std::fill(out, out + n, -kInf);
-    return;
-  }
-  if (temperature == 1.0f) {
-    for (int i = 0; i < n; ++i) out[i] = x[i] - max;
-  } else {
-    for (int i = 0; i < n; ++i) out[i] = (x[i] - max) / temperature;
-  }
-  const float log_sum = LogSumExpShifted(out, n);
-  for (int i = 0; i < n; ++i) out[i] -= log_sum;
-}
 
 // x[i] = x[i] / temperature - log_normalizer.
 void SubtractNormalizer(float log_normalizer, float temperature, int n, float* x) {
@@ -118,57 +18,6 @@ void SubtractNormalizer(float log_normalizer, float temperature, int n, float* x
     if (x[i] != -kInf) x[i] = x[i] / temperature - log_normalizer;
   }
 }
-
-// Keeps the `width` smallest candidates of a stream: a buffer of twice that, halved by selection whenever it
-// is full, so a candidate costs O(1) amortised, and once the buffer was full most are turned away by one
-// comparison.
-class Selection {
- public:
-  void Reset(int width) {
-    width_ = static_cast<size_t>(width);
-    capacity_ = std::max<size_t>(2 * width_, 256);
-    kept_.clear();
-    worst_ = ~uint64_t{0};
-    worst_score_ = -kInf;
-  }
-
-  // Nothing with a lower score can be kept any more. An equal score may, by its node.
-  float worst_score() const { return worst_score_; }
-
-  void Add(float score, uint32_t node, int32_t row, float step_score) {
-    if (score < worst_score_) return;
-    const uint64_t key = CandidateKey(score, node);
-    if (key > worst_) return;
-    kept_.push_back({key, row, step_score});
-    if (kept_.size() == capacity_) Halve();
-  }
-
-  const std::vector<Candidate>& Finish() {
-    if (kept_.size() > width_) Halve();
-    std::sort(kept_.begin(), kept_.end());
-    return kept_;
-  }
-
- private:
-  void Halve() {
-    std::nth_element(kept_.begin(), kept_.begin() + (width_ - 1), kept_.end());
-    kept_.resize(width_);
-    worst_ = kept_.back().key;
-    worst_score_ = ScoreOfKey(worst_);
-  }
-  static float ScoreOfKey(uint64_t key) {
-    const uint32_t ascending = ~static_cast<uint32_t>(key >> 32);
-    const uint32_t bits = (ascending >> 31) ? ascending & 0x7fffffffu : ~ascending;
-    float score;
-    std::memcpy(&score, &bits, sizeof score);
-    return score;
-  }
-
-  size_t width_ = 0, capacity_ = 0;
-  std::vector<Candidate> kept_;
-  uint64_t worst_ = 0;
-  float worst_score_ = 0;
-};
 
 Status CheckArgs(const TopkArgs& a) {
   if (a.index == nullptr) return InvalidArgument("index = null: expected a recall index");
@@ -216,6 +65,11 @@ struct Scratch {
   Selection selection;
   std::vector<float> log_prob;    // of one row's codes
   std::vector<float> step_score;  // of one row's children
+  std::vector<uint32_t> legal;    // one row's children, when some are dead
+  // With sampling: of one row's legal children, and of all rows' children, row r's from first_child[r] on.
+  std::vector<float> legal_log_prob, perturbed;
+  std::vector<float> child_log_prob;
+  std::vector<size_t> first_child;
 };
 
 // Out of line: inlined, every access in the loops below would find its way to thread-local storage anew.
@@ -224,55 +78,89 @@ __attribute__((noinline)) Scratch& ThreadScratch() {
   return scratch;
 }
 
-}  // namespace
+// One row's legal children: a range of nodes, or those of it that are left.
+struct Children {
+  uint32_t first;
+  const uint32_t* picked;  // null: first, first + 1, ...
+  int count;
+  uint32_t node(int i) const { return picked == nullptr ? first + i : picked[i]; }
+};
 
-Status ConstrainedTopk(const TopkArgs& args, TopkBeams* out) {
-  GENRECALL_RETURN_IF_ERROR(CheckArgs(args));
-  Scratch& scratch = ThreadScratch();
-  const RecallIndex& index = *args.index;
-  const int size = index.level_size(args.level);
-  const uint16_t* codes = index.codes(args.level);
-  Selection& selection = scratch.selection;
-  selection.Reset(args.width);
-  scratch.log_prob.resize(size);
-  scratch.step_score.resize(size);
-  float* log_prob = scratch.log_prob.data();
-  float* step_score = scratch.step_score.data();
-
-  for (int row = 0; row < args.rows; ++row) {
-    const float* logits = args.logits + row * args.stride;
-    bool finite;
-    const float max = Maximum(logits, size, &finite);
-    if (!finite) return BadLogit(logits, size, row, args.level);
-
-    const float beam_score = args.beam_score[row];
-    // Step scores of a softmax are <= 0, so nothing under this row could be kept: its softmax is saved.
-    if (args.normalize != Normalize::kVocab && beam_score < selection.worst_score()) continue;
-
-    const RecallIndex::Range range = index.children(args.level, args.node[row]);
-    const int children = static_cast<int>(range.last - range.first);
-    const uint16_t* child_code = codes + range.first;
-    if (args.normalize == Normalize::kLevel) LogSoftmax(logits, size, max, args.temperature, log_prob);
-    const float* source = args.normalize == Normalize::kLevel ? log_prob : logits;
-    for (int i = 0; i < children; ++i) step_score[i] = source[child_code[i]];
-    if (args.normalize == Normalize::kLegal) {
-      LogSoftmax(step_score, children, Maximum(step_score, children, &finite), args.temperature, step_score);
-    } else if (args.normalize == Normalize::kVocab) {
-      SubtractNormalizer(args.log_normalizer[row], args.temperature, children, step_score);
-    }
-    for (int i = 0; i < children; ++i) {
-      selection.Add(beam_score + step_score[i], range.first + i, row, step_score[i]);
+Children LegalChildren(const TopkArgs& args, int row, std::vector<uint32_t>* picked) {
+  const RecallIndex::Range range = args.index->children(args.level, args.node[row]);
+  const uint32_t* end = args.dead + args.num_dead;
+  const uint32_t* dead = std::lower_bound(args.dead, end, range.first);
+  if (dead == end || *dead >= range.last) {
+    return {range.first, nullptr, static_cast<int>(range.last - range.first)};
+  }
+  picked->clear();
+  for (uint32_t node = range.first; node < range.last; ++node) {
+    if (dead != end && *dead == node) {
+      ++dead;
+    } else {
+      picked->push_back(node);
     }
   }
+  return {range.first, picked->data(), static_cast<int>(picked->size())};
+}
 
-  const std::vector<Candidate>& best = selection.Finish();
-  const size_t count = best.size();
+// Draws the perturbed values of one row's children, whose logits are `logits[code]`.
+void Perturb(const TopkArgs& args, int row, const Children& children, const float* logits, Scratch* s) {
+  const uint16_t* codes = args.index->codes(args.level);
+  s->legal_log_prob.resize(children.count);
+  s->perturbed.resize(children.count);
+  float* log_prob = s->legal_log_prob.data();
+  for (int i = 0; i < children.count; ++i) log_prob[i] = logits[codes[children.node(i)]];
+  bool finite;
+  const float max = Maximum(log_prob, children.count, &finite);
+  LogSoftmax(log_prob, children.count, max, args.temperature, log_prob);
+
+  const RecallIndex::Range range = args.index->children(args.level, args.node[row]);
+  const size_t first = s->first_child[row] = s->child_log_prob.size();
+  s->child_log_prob.resize(first + (range.last - range.first));
+  for (int i = 0; i < children.count; ++i) {
+    const uint32_t node = children.node(i);
+    log_prob[i] += args.sampling->log_prob[row];
+    s->child_log_prob[first + (node - range.first)] = log_prob[i];
+    s->perturbed[i] = GumbelNoise(ChildStream(args.sampling->stream[row], codes[node]));
+  }
+  ConditionOnMaximum(log_prob, s->perturbed.data(), children.count, args.sampling->perturbed[row],
+                     s->perturbed.data());
+}
+
+// step_score[i] of the row's children under args.normalize.
+void StepScores(const TopkArgs& args, int row, const Children& children, const float* logits, float max,
+                Scratch* s) {
+  const uint16_t* codes = args.index->codes(args.level);
+  float* step_score = s->step_score.data();
+  const float* source = logits;
+  if (args.normalize == Normalize::kLevel) {
+    LogSoftmax(logits, args.index->level_size(args.level), max, args.temperature, s->log_prob.data());
+    source = s->log_prob.data();
+  }
+  for (int i = 0; i < children.count; ++i) step_score[i] = source[codes[children.node(i)]];
+  if (args.normalize == Normalize::kLegal) {
+    bool finite;
+    LogSoftmax(step_score, children.count, Maximum(step_score, children.count, &finite), args.temperature,
+               step_score);
+  } else if (args.normalize == Normalize::kVocab) {
+    SubtractNormalizer(args.log_normalizer[row], args.temperature, children.count, step_score);
+  }
+}
+
+void WriteSurvivors(const TopkArgs& args, const std::vector<Candidate>& best, const Scratch& s,
+                    TopkBeams* out) {
+  const uint16_t* codes = args.index->codes(args.level);
+  const size_t count = best.size(), sampled = args.sampling != nullptr ? count : 0;
   out->count = static_cast<int>(count);
   out->parent.resize(count);
   out->code.resize(count);
   out->node.resize(count);
   out->score.resize(count);
   out->step_score.resize(count);
+  out->log_prob.resize(sampled);
+  out->perturbed.resize(sampled);
+  out->stream.resize(sampled);
   for (size_t i = 0; i < count; ++i) {
     const Candidate& c = best[i];
     out->parent[i] = c.row;
@@ -280,7 +168,55 @@ Status ConstrainedTopk(const TopkArgs& args, TopkBeams* out) {
     out->node[i] = c.node();
     out->score[i] = args.beam_score[c.row] + c.step_score;
     out->step_score[i] = c.step_score;
+    if (sampled == 0) continue;
+    const uint32_t first = args.index->children(args.level, args.node[c.row]).first;
+    out->log_prob[i] = s.child_log_prob[s.first_child[c.row] + (c.node() - first)];
+    out->perturbed[i] = c.score();
+    out->stream[i] = ChildStream(args.sampling->stream[c.row], out->code[i]);
   }
+}
+
+}  // namespace
+
+Status ConstrainedTopk(const TopkArgs& args, TopkBeams* out) {
+  GENRECALL_RETURN_IF_ERROR(CheckArgs(args));
+  Scratch& scratch = ThreadScratch();
+  const int size = args.index->level_size(args.level);
+  Selection& selection = scratch.selection;
+  selection.Reset(args.width, args.caps);
+  scratch.log_prob.resize(size);
+  scratch.step_score.resize(size);
+  scratch.child_log_prob.clear();
+  scratch.first_child.resize(args.rows);
+
+  for (int row = 0; row < args.rows; ++row) {
+    const float* logits = args.logits + row * args.stride;
+    bool finite;
+    const float max = Maximum(logits, size, &finite);
+    if (!finite) return BadLogit(logits, size, row, args.level);
+
+    // Steps of a softmax are <= 0, and a child's perturbed value is no larger than its parent's: when nothing
+    // under this row could be kept, its softmax is saved.
+    const bool descends = args.sampling != nullptr || args.normalize != Normalize::kVocab;
+    const float rank = args.sampling != nullptr ? args.sampling->perturbed[row] : args.beam_score[row];
+    if (descends && rank < selection.worst_score()) continue;
+
+    const Children children = LegalChildren(args, row, &scratch.legal);
+    StepScores(args, row, children, logits, max, &scratch);
+    const float* step_score = scratch.step_score.data();
+    if (args.sampling != nullptr) {
+      Perturb(args, row, children, logits, &scratch);
+      for (int i = 0; i < children.count; ++i) {
+        selection.Add(scratch.perturbed[i], children.node(i), row, step_score[i]);
+      }
+      continue;
+    }
+    const float beam_score = args.beam_score[row];
+    for (int i = 0; i < children.count; ++i) {
+      selection.Add(beam_score + step_score[i], children.node(i), row, step_score[i]);
+    }
+  }
+  WriteSurvivors(args, selection.Finish(), scratch, out);
   return Status();
 }
 

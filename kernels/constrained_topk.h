@@ -1,4 +1,4 @@
-// One step of trie-constrained beam search for one request: log-softmax of a level's logits, the allowed
+// One step of trie-constrained beam search for one request: log-softmax of a level's logits, the legal
 // children of every live beam, the W best of them. Knows no model.
 #ifndef GENRECALL_KERNELS_CONSTRAINED_TOPK_H_
 #define GENRECALL_KERNELS_CONSTRAINED_TOPK_H_
@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/candidates.h"
 #include "kernels/recall_index.h"
 #include "kernels/status.h"
 
@@ -14,8 +15,15 @@ namespace genrecall {
 // What a step's log-probabilities are normalised over.
 enum class Normalize : int {
   kLevel = 0,  // softmax over the level's codes
-  kLegal = 1,  // over the allowed children of the beam's node
+  kLegal = 1,  // over the legal children of the beam's node
   kVocab = 2,  // over the whole vocabulary: the caller gives log_normalizer
+};
+
+// Gumbel top-k sampling instead of the best (kernels/gumbel.h): what each live beam carries, [rows].
+struct TopkSampling {
+  const float* log_prob;   // sum of log-probabilities over legal children, whatever `normalize` says
+  const float* perturbed;  // its perturbed value, which beams are ranked by; +inf at the root
+  const uint64_t* stream;  // its noise stream
 };
 
 struct TopkArgs {
@@ -32,6 +40,11 @@ struct TopkArgs {
   const float* log_normalizer = nullptr;
   float temperature = 1.0f;  // > 0; logits are divided by it before normalising
   int width = 0;             // W >= 1
+  // Children that are not legal for this request: ascending nodes of level + 1 (Exclusions).
+  const uint32_t* dead = nullptr;
+  int num_dead = 0;
+  std::vector<GroupCap> caps;              // how many survivors may share a prefix
+  const TopkSampling* sampling = nullptr;  // null: the best
 };
 
 // The step's survivors, best first; all arrays of `count`.
@@ -42,12 +55,16 @@ struct TopkBeams {
   std::vector<uint32_t> node;  // of level + 1
   std::vector<float> score;    // beam_score[parent] + step_score
   std::vector<float> step_score;
+  // With sampling, what the survivors carry on; else empty.
+  std::vector<float> log_prob, perturbed;
+  std::vector<uint64_t> stream;
 };
 
-// The min(W, candidates) best (row, allowed child) pairs by score. Ties: the lexicographically smaller SID
-// prefix, which is the smaller `node`. Nothing illegal, nothing twice. -inf logits are allowed and rank last:
-// a step score is -inf when its logit is, also where all that it is normalised over are. Errors: INTERNAL for
-// a NaN or +inf logit anywhere in a row's level
+// The min(W, candidates) best (row, legal child) pairs by score (by perturbed value when sampling), less what
+// caps forbid. A child is legal when it is in the trie and not among `dead`. Ties: the lexicographically
+// smaller SID prefix, which is the smaller `node`. Nothing illegal, nothing twice. -inf logits are allowed
+// and rank last: a step score is -inf when its logit is, also where all that it is normalised over are.
+// Errors: INTERNAL for a NaN or +inf logit anywhere in a row's level
 // ("logits[row, code] = nan at level l: expected finite"), a NaN or +inf beam_score or log_normalizer;
 // INVALID_ARGUMENT for arguments out of their bounds. On error *out is unspecified.
 // O(rows * (level_size + children)) time; nothing is allocated once scratch and *out have grown to a width.

@@ -4,6 +4,8 @@
 #include <limits>
 #include <utility>
 
+#include "kernels/gumbel.h"
+
 namespace genrecall {
 namespace {
 
@@ -23,10 +25,28 @@ std::vector<T> GatherAppend(const std::vector<T>& from, int cols, const std::vec
 
 }  // namespace
 
-BeamSearch::BeamSearch(std::shared_ptr<const RecallIndex> index, const BeamOptions& options)
-    : index_(std::move(index)), options_(options), node_{0}, score_{0.0f} {}
+BeamSearch::BeamSearch(std::shared_ptr<const RecallIndex> index, const BeamOptions& options,
+                       const std::vector<int64_t>& exclude)
+    : index_(std::move(index)),
+      options_(options),
+      exclusions_(*index_, exclude),
+      node_{0},
+      score_{0.0f},
+      log_prob_{0.0f},
+      perturbed_{std::numeric_limits<float>::infinity()},
+      stream_{RootStream(options.seed)} {}
+
+std::vector<GroupCap> BeamSearch::Caps() const {
+  std::vector<GroupCap> caps;
+  for (int l = 0; l < level_; ++l) {
+    if (options_.prefix_caps[l] > 0) caps.push_back({options_.prefix_caps[l], path_.data() + l, level_});
+  }
+  return caps;
+}
 
 Status BeamSearch::Advance(const float* logits, int64_t stride, const float* log_normalizer) {
+  const std::vector<uint32_t>& dead = exclusions_.nodes(level_ + 1);
+  const TopkSampling sampling{log_prob_.data(), perturbed_.data(), stream_.data()};
   TopkArgs args;
   args.index = index_.get();
   args.level = level_;
@@ -39,12 +59,17 @@ Status BeamSearch::Advance(const float* logits, int64_t stride, const float* log
   args.log_normalizer = log_normalizer;
   args.temperature = options_.temperature;
   args.width = options_.width;
+  args.dead = dead.data();
+  args.num_dead = static_cast<int>(dead.size());
+  args.caps = Caps();
+  if (options_.seed != 0) args.sampling = &sampling;
   GENRECALL_RETURN_IF_ERROR(ConstrainedTopk(args, &beams_));
 
   const int rows = live();
   const std::vector<int32_t>& parent = beams_.parent;
   prefixes_ = GatherAppend(prefixes_, level_, parent, beams_.code);
   step_scores_ = GatherAppend(step_scores_, level_, parent, beams_.step_score);
+  if (options_.capped()) path_ = GatherAppend(path_, level_, parent, beams_.node);
   std::vector<int32_t> ancestors((level_ + 1) * parent.size());
   for (size_t b = 0; b < parent.size(); ++b) {
     for (int j = 0; j < level_; ++j) ancestors[j * parent.size() + b] = ancestors_[j * rows + parent[b]];
@@ -54,6 +79,9 @@ Status BeamSearch::Advance(const float* logits, int64_t stride, const float* log
   node_ = beams_.node;
   score_ = beams_.score;
   last_codes_ = beams_.code;
+  log_prob_ = beams_.log_prob;
+  perturbed_ = beams_.perturbed;
+  stream_ = beams_.stream;
   ++level_;
   return Status();
 }
@@ -69,6 +97,19 @@ void BeamSearch::Finish(DecodeResult* out) const {
   out->sids.resize(width * levels, -1);
   out->score.resize(width, worst);
   out->step_score.resize(width * levels, worst);
+}
+
+Status SetPrefixCaps(const std::vector<int32_t>& caps, int levels, BeamOptions* options) {
+  if (static_cast<int>(caps.size()) > levels - 1) {
+    return InvalidArgument("prefix_caps has ", caps.size(),
+                           " entries: expected at most L - 1 = ", levels - 1);
+  }
+  for (size_t i = 0; i < caps.size(); ++i) {
+    if (caps[i] < 0) return InvalidArgument("prefix_caps[", i, "] = ", caps[i], ": expected >= 0");
+  }
+  options->prefix_caps = {};
+  std::copy(caps.begin(), caps.end(), options->prefix_caps.begin());
+  return Status();
 }
 
 int64_t DecodeRowsBound(const RecallIndex& index, int width) {

@@ -10,12 +10,15 @@ namespace {
 // logits(level, prefixes int32 [rows, level]) -> float32 [rows, C_level], or a pair of that and
 // log_normalizer [rows].
 py::dict Search(std::shared_ptr<RecallIndex> index, int beam_width, const py::function& logits_of,
-                const std::string& normalize, float temperature) {
+                const std::string& normalize, float temperature, uint64_t seed,
+                const std::vector<int32_t>& prefix_caps, const std::vector<int64_t>& exclude) {
   BeamOptions options;
   options.width = beam_width;
   options.normalize = ParseNormalize(normalize);
   options.temperature = temperature;
-  BeamSearch search(index, options);
+  options.seed = seed;
+  ThrowIfError(SetPrefixCaps(prefix_caps, index->levels(), &options));
+  BeamSearch search(index, options, exclude);
   py::list ancestors, live;
   while (!search.done()) {
     const py::ssize_t rows = search.live(), level = search.level();
@@ -101,7 +104,8 @@ void BindScheduler(py::module_& m) {
 
 void BindParts(py::module_& m) {
   m.def("beam_search", &Search, py::arg("index"), py::arg("beam_width"), py::arg("logits"), py::kw_only(),
-        py::arg("normalize") = "level", py::arg("temperature") = 1.0f);
+        py::arg("normalize") = "level", py::arg("temperature") = 1.0f, py::arg("seed") = 0,
+        py::arg("prefix_caps") = std::vector<int32_t>(), py::arg("exclude") = std::vector<int64_t>());
   BindScheduler(m);
 }
 

@@ -3,6 +3,8 @@
 #ifndef GENRECALL_TRTLLM_BRIDGE_ENGINE_H_
 #define GENRECALL_TRTLLM_BRIDGE_ENGINE_H_
 
+#include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -22,7 +24,14 @@ struct BeamOptions {
   int width = 50;  // W in 1..kMaxBeamWidth
   Normalize normalize = Normalize::kLevel;
   float temperature = 1.0f;
-  uint64_t seed = 0;  // reserved for sampling
+  uint64_t seed = 0;  // 0: the best beams; else a sample without replacement (BeamSearch)
+  // prefix_caps[l]: at most so many beams share their first l + 1 codes; 0: no cap. Beams past a cap make
+  // room for the next best ones.
+  std::array<int32_t, kMaxLevels> prefix_caps{};
+
+  bool capped() const {
+    return std::any_of(prefix_caps.begin(), prefix_caps.end(), [](int32_t cap) { return cap > 0; });
+  }
 };
 
 struct DecodeRequest {
@@ -30,6 +39,7 @@ struct DecodeRequest {
   int stable_prefix = 0;                     // tokens that repeat over this user's requests (prefix reuse)
   std::shared_ptr<const RecallIndex> index;  // the request's snapshot
   BeamOptions beam;
+  std::vector<int64_t> exclude;  // items: a SID with no other ones gets no beam
   // steady clock; max(): none. Past it the request ends with DEADLINE_EXCEEDED and its rows are freed at
   // the next step.
   std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();

@@ -19,7 +19,7 @@ struct LiveRequest {
       : id(id),
         request(std::move(request)),
         callback(std::move(callback)),
-        search(this->request.index, this->request.beam),
+        search(this->request.index, this->request.beam, this->request.exclude),
         pass_rows(static_cast<int>(this->request.prompt.size())) {}
 
   RequestId id;

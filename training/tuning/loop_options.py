@@ -19,6 +19,11 @@ class LoopOptions:
     epochs: float = option(40.0, "passes over the data, at most", above=0)
     steps: int | None = option(None, "optimizer steps, at most", low=1)
     batch_tokens: int = option(2048, "tokens of a batch over all devices, padding included", low=1)
+    optimizer: str = option(
+        "adamw",
+        "muon: Muon for the decoder's hidden matrices, AdamW for the rest",
+        choices=("adamw", "muon"),
+    )
     learning_rate: float = option(2e-3, "of the peak", above=0)
     final_rate: float = option(
         0.02, "learning rate at the end, as a part of the peak's", low=0, high=1

@@ -4,11 +4,22 @@ option that sft_options.py does not have (a test loads them all).
 A preset names only what differs from the defaults in sft_options.py and loop_options.py.
 """
 
+_FROM_SCRATCH = {"optimizer": "muon", "learning_rate": 3e-3, "ema": 0.998}
+
 SFT = {
     # Decoders from scratch, by size.
-    "tiny": {"decoder": {"hidden": 64, "layers": 2, "heads": 2, "feed_forward": 192}},
-    "small": {"decoder": {"hidden": 128, "layers": 3, "heads": 4, "feed_forward": 512}},
-    "base": {"decoder": {"hidden": 256, "layers": 4, "heads": 8, "feed_forward": 1024}},
+    "tiny": {
+        "decoder": {"hidden": 64, "layers": 2, "heads": 2, "feed_forward": 192},
+        "loop": _FROM_SCRATCH,
+    },
+    "small": {
+        "decoder": {"hidden": 128, "layers": 3, "heads": 4, "feed_forward": 512},
+        "loop": _FROM_SCRATCH,
+    },
+    "base": {
+        "decoder": {"hidden": 256, "layers": 4, "heads": 8, "feed_forward": 1024},
+        "loop": _FROM_SCRATCH,
+    },
     # What a decoder has learned before is neither overrun by large steps nor dropped out.
     "pretrained": {
         "dropout": 0.0,

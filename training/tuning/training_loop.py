@@ -20,6 +20,7 @@ from accelerate.utils import send_to_device
 
 from genrecall.training.tuning.ema import Average
 from genrecall.training.tuning.loop_options import LoopOptions
+from genrecall.training.tuning.optimizer import make_optimizer
 from genrecall.training.tuning.schedule import Schedule
 
 _SMOOTHING = 0.98  # of the loss that is shown
@@ -138,7 +139,7 @@ class _Loop:
         self.accelerator = make_accelerator(options.mixed_precision)
         self.objective = objective.to(self.accelerator.device)
         self.trained = [p for p in objective.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(self.trained, options)
+        self.optimizer = make_optimizer(self.objective, options)
         self.average = Average(self.trained, options.ema) if options.ema else None
         self.schedule = Schedule(options)
         self.progress = Progress()
@@ -283,18 +284,6 @@ def token_batches(lengths, batch_tokens, generator):
             batches.append(order[first:i])
             first = i
     return [batches[i] for i in generator.permutation(len(batches))]
-
-
-def make_optimizer(parameters, options):
-    """AdamW; norms and biases are not decayed."""
-    decayed = [p for p in parameters if p.ndim > 1]
-    rest = [p for p in parameters if p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": options.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    betas = (0.9, options.beta2)
-    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=betas, fused=True)
 
 
 def _step_seed(seed, step, rank):

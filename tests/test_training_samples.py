@@ -3,6 +3,7 @@ is asked for.
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from genrecall.training.dataset import synth
 from genrecall.training.dataset.data_folder import read_data
 from genrecall.training.prompting import packing, prompts, samples
 
-SMALL = {"recent_events": 2, "long_term_events": 6, "block": 2}
+SMALL = prompts.PromptOptions(recent_events=2, long_term_events=6, block=2)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def own_tokens(made, s):
 
 def prompt_text(data, tmp_path, user_row=None, **options):
     """The longest line's prompt, as text."""
-    maker = make_maker(data, prompts.default_spec(data, **SMALL, **options), tmp_path)
+    maker = make_maker(data, prompts.default_spec(data, options=SMALL, **options), tmp_path)
     user = int(np.argmax(maker.visible)) if user_row is None else user_row
     tokens, length = maker.prompts(np.array([user]), maker.visible[[user]])
     return text_of(tokens[0, : length[0]])
@@ -87,7 +88,7 @@ def test_parts_are_those_the_folder_has(data, tmp_path):
 def test_leaving_out_a_domain_keeps_the_line(data, tmp_path):
     """What is asked for must not depend on what the prompt shows."""
     makers = [
-        make_maker(data, prompts.default_spec(data, without=w, **SMALL), tmp_path)
+        make_maker(data, prompts.default_spec(data, w, SMALL), tmp_path)
         for w in ((), ("ad",), ("content",), ("profile", "interest"))
     ]
     for maker in makers[1:]:
@@ -158,19 +159,20 @@ def layouts(data):
         at = next(i for i, s in enumerate(rest) if s["kind"] in ("long_term", "recent", "interest"))
         return spec | {"segments": rest[:at] + first + rest[at:]}
 
-    plain = prompts.default_spec(data, **SMALL)
-    merged = prompts.default_spec(data, **SMALL)
-    merged["behaviors"] |= {"merge_levels": 1, "merge_window": 3}
+    def options(**changes):
+        return prompts.default_spec(data, options=replace(SMALL, **changes))
+
+    plain = options()
     return {
         "default": plain,
         "summary first": moved(plain, "interest"),
         "recent first": moved(plain, "recent"),
-        "no long term": prompts.default_spec(data, **SMALL, without=("long_term",)),
-        "content only": prompts.default_spec(data, **SMALL, without=("ad",)),
-        "nothing": prompts.default_spec(data, **SMALL, without=("ad", "content")),
-        "by domain": prompts.default_spec(data, **SMALL, split_domains=True),
-        "merged": merged,
-        "few events": prompts.default_spec(data, **SMALL, max_events=9),
+        "no long term": options(leave_out=("long_term",)),
+        "content only": options(leave_out=("ad",)),
+        "nothing": options(leave_out=("ad", "content")),
+        "by domain": options(split_domains=True),
+        "merged": options(merge_levels=1, merge_window=3),
+        "few events": options(max_events=9),
     }
 
 
@@ -242,7 +244,7 @@ def test_every_event_is_asked_for_and_never_told(data, tmp_path, layout, respons
 
 
 def test_several_responses_share_their_prompt(data, tmp_path):
-    spec = prompts.default_spec(data, **SMALL)
+    spec = prompts.default_spec(data, options=SMALL)
     maker = make_maker(data, spec, tmp_path, history_loss=False, responses=3)
     user = int(np.argmax(maker.visible))
     end = int(maker.visible[user]) - 5
@@ -261,7 +263,7 @@ def test_several_responses_share_their_prompt(data, tmp_path):
 
 
 def test_responses_are_drawn_and_no_more_than_there_are_events(data, tmp_path):
-    spec = prompts.default_spec(data, **SMALL)
+    spec = prompts.default_spec(data, options=SMALL)
     maker = make_maker(data, spec, tmp_path, history_loss=False, responses=3)
     made = maker.epoch()
     wanted = np.minimum(maker.visible[maker.visible >= 2] - 1, 3)
@@ -298,7 +300,7 @@ def test_layout_is_what_it_says():
 
 
 def test_batches_of_packed_samples_are_the_samples(data, tmp_path):
-    maker = make_maker(data, prompts.default_spec(data, **SMALL), tmp_path, responses=3)
+    maker = make_maker(data, prompts.default_spec(data, options=SMALL), tmp_path, responses=3)
     made = maker.epoch()
     chosen = np.array([5, 0, len(made) - 1])
     batch = made.batch(chosen)
@@ -318,7 +320,7 @@ def test_batches_of_packed_samples_are_the_samples(data, tmp_path):
 
 
 def test_concatenated_samples_stay_what_they_are(data, tmp_path):
-    maker = make_maker(data, prompts.default_spec(data, **SMALL), tmp_path, responses=2)
+    maker = make_maker(data, prompts.default_spec(data, options=SMALL), tmp_path, responses=2)
     users = np.flatnonzero(maker.visible >= 4)[:4]
     ends = np.array([1, 2, 3, 1])
     together = maker.make(users, ends)

@@ -29,12 +29,17 @@ def build_index(items, sids, spec, sid_space_digest, weight):
     Returns:
       kernels.RecallIndex.
     """
-    row_of = {int(i): r for r, i in enumerate(sids.item_id)}
-    codes = sids.codes[[row_of[int(i)] for i in items.ids]]
+    codes = item_codes(items, sids)
     facets = prompts.item_facets(spec, items) if spec.facets else None
     return kernels.RecallIndex.build(
         sids.level_sizes, items.ids, codes, weight, facets, sid_space_digest=sid_space_digest
     )
+
+
+def item_codes(items, sids):
+    """The codes of each item of a data folder, in its order: int32 [N, L]."""
+    row_of = {int(i): r for r, i in enumerate(sids.item_id)}
+    return sids.codes[[row_of[int(i)] for i in items.ids]]
 
 
 def item_weights(data, kind):

@@ -32,6 +32,9 @@ class Batch(NamedTuple):
     text_token: torch.Tensor | None = None
 
 
+NO_TEXTS = (np.zeros(0, np.int64),) * 3  # what `pack` takes where no text is predicted
+
+
 def layout(own, anchor):
     """What each token is to the others.
 
@@ -82,7 +85,7 @@ class Samples:
         length = self.lengths[chosen]
         width = int(length.max())
         inside = np.arange(width) < length[:, None]
-        where = _ranges(self.begin[chosen], length)
+        where = ranges(self.begin[chosen], length)
         rows = np.arange(len(chosen)) * width
 
         def padded(values):
@@ -119,15 +122,13 @@ def pack(prompt, length, branches, targets, texts):
     """
     samples = len(prompt)
     sample, anchor, tail = branches
-    number = np.bincount(sample, minlength=samples)
     width = tail.shape[1]
     length = np.asarray(length, np.int64)
-    begin = offsets(length + number * width)
-    nth = np.arange(len(sample)) - offsets(number)[sample]
-    start = length[sample] + nth * width  # of each branch in its sample
+    begin = offsets(length + np.bincount(sample, minlength=samples) * width)
+    start = _branch_starts(length, sample, width)
     tokens = np.zeros(begin[-1], np.int32)
     own, anchors = np.zeros_like(tokens), np.zeros_like(tokens)
-    tokens[_ranges(begin[:-1], length)] = prompt[np.arange(prompt.shape[1]) < length[:, None]]
+    tokens[ranges(begin[:-1], length)] = prompt[np.arange(prompt.shape[1]) < length[:, None]]
     place = (begin[sample] + start)[:, None] + np.arange(width)
     tokens[place] = tail
     apart = start != anchor
@@ -148,6 +149,28 @@ def pack(prompt, length, branches, targets, texts):
     )
 
 
+def branch_targets(length, sample, anchor, code):
+    """The targets that the branches of `pack` are: each branch has the tokens of all codes but the
+    last, which predicts nothing.
+
+    Args:
+      length: int64 [S], tokens of each prompt; sample, anchor: int [n], as in `pack`; code: [n, L].
+
+    Returns:
+      (sample, at int64 [n, L], code), as `pack` takes targets.
+    """
+    return sample, places(anchor, _branch_starts(length, sample, code.shape[1] - 1), code), code
+
+
+def places(asked, begin, code):
+    """Where the codes [n, L] of SIDs are predicted whose level 0 is asked for by token asked - 1
+    and whose tokens begin at `begin`: int64 [n, L].
+    """
+    return np.column_stack([asked - 1, begin[:, None] + np.arange(code.shape[1] - 1)]).astype(
+        np.int64
+    )
+
+
 def concatenate(parts):
     """Samples one after the other: Samples. `parts`: at least one Samples of as many levels."""
     flat = ("tokens", "own", "anchor", "at", "code", "text_at", "text_token")
@@ -162,7 +185,13 @@ def offsets(counts):
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-def _ranges(first, count):
+def _branch_starts(length, sample, width):
+    """Where in its sample each branch begins: behind the prompt and the branches before it."""
+    first = offsets(np.bincount(sample, minlength=len(length)))
+    return length[sample] + (np.arange(len(sample)) - first[sample]) * width
+
+
+def ranges(first, count):
     """first[0], first[0] + 1, ... (count[0] numbers), then those of first[1]: int64 [sum]."""
     return np.arange(count.sum()) + np.repeat(first - offsets(count)[:-1], count)
 
@@ -170,4 +199,4 @@ def _ranges(first, count):
 def _of_chosen(begin, chosen):
     """(numbers of the chosen samples' targets, the row each belongs to)."""
     count = begin[chosen + 1] - begin[chosen]
-    return _ranges(begin[chosen], count), np.repeat(np.arange(len(chosen)), count)
+    return ranges(begin[chosen], count), np.repeat(np.arange(len(chosen)), count)

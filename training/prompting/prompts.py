@@ -8,7 +8,12 @@ block of events that becomes past leaves the events before it where they are, so
 keeps them.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
+
+from genrecall.training import config
+from genrecall.training.config import option
 
 # What `default_spec` can leave out. ad, content: the behaviours of that domain; long_term: all but
 # the recent behaviours; actions: the text that tells a conversion from a click.
@@ -23,15 +28,31 @@ _PRICE_BANDS = (" low price", " mid price", " high price")
 _SUMMARY = {"category": (3, " likes"), "attribute": (3, " often"), "price_band": (1, "")}
 
 
-def default_spec(
-    data,
-    without=frozenset(),
-    recent_events=1,
-    long_term_events=56,
-    block=8,
-    max_events=256,
-    split_domains=False,
-):
+@dataclass(frozen=True)
+class PromptOptions:
+    """What `default_spec` may be told. Of n events the last recent_events to recent_events + block
+    - 1 are recent, the others past; the summary reads all of the past, as far as max_events go, of
+    which the latest long_term_events are written too.
+    """
+
+    leave_out: tuple[str, ...] = option((), "prompt parts to leave out", choices=PARTS)
+    recent_events: int = option(1, "events that are never past, and always written", low=0)
+    long_term_events: int = option(56, "past events written, in whole blocks", low=0)
+    block: int = option(8, "events become past by so many at a time", low=1)
+    max_events: int = option(256, "events that cleaning keeps, at most", low=1)
+    split_domains: bool = option(
+        False, "ad events before content events, instead of one line in the order of time"
+    )
+    merge_levels: int = option(
+        0, "long-term events with so many first codes in common are written once; 0: all", low=0
+    )
+    merge_window: int = option(1, "how many written events a merged one may be after", low=1)
+
+    def __post_init__(self):
+        config.check(self)
+
+
+def default_spec(data, without=frozenset(), options=PromptOptions()):
     """Prompt spec (JSON object of kernels.prompt_spec) for a data folder.
 
     Features: every profile feature. Facets, where items have them: category, leading attribute,
@@ -43,18 +64,14 @@ def default_spec(
 
     Args:
       data: data_folder.DataSet.
-      without: names of PARTS to leave out.
-      recent_events, long_term_events, block, max_events: see kernels.prompt_spec.Behaviors. Of n
-        events the last recent_events to recent_events + block - 1 are recent, the others past; the
-        summary reads all of the past, max_events at most, of which the latest long_term_events are
-        written too.
-      split_domains: past and recent events each in two segments, ad before content, instead of one
-        in the order of time.
+      without: names of PARTS to leave out, beside those that the options leave out.
+      options: PromptOptions.
 
     Raises:
       ValueError: `without` names no part.
     """
-    for part in without:
+    without = {*without, *options.leave_out}
+    for part in sorted(without):
         if part not in PARTS:
             raise ValueError(f"without: {part!r}: expected some of {', '.join(PARTS)}")
     features = [] if "profile" in without else _features(data)
@@ -63,7 +80,9 @@ def default_spec(
     segments = [{"kind": "text", "text": TASK_TEXT}]
     segments += [{"kind": "feature", "name": f["name"]} for f in features]
     if domains:
-        segments += _behavior_segments(domains, split_domains, facets, "long_term" not in without)
+        segments += _behavior_segments(
+            domains, options.split_domains, facets, "long_term" not in without
+        )
     conversion = (
         "" if "actions" in without or not _has_both(data.events.action, 1, 2) else " bought"
     )
@@ -73,16 +92,18 @@ def default_spec(
         "facets": facets,
         "segments": segments,
         "behaviors": {
-            "long_term_events": long_term_events,
-            "recent_events": recent_events,
-            "block": block,
+            "long_term_events": options.long_term_events,
+            "recent_events": options.recent_events,
+            "block": options.block,
             "action_text": {"click": "", "conversion": conversion},
             "separator": "",
-            "max_events": max_events,
+            "max_events": options.max_events,
             "actions": ["click", "conversion"],
             "domains": ["ad", "content"],
             "attribution_window_s": 7 * 86400,
             "repeat_window_s": 86400,
+            "merge_levels": options.merge_levels,
+            "merge_window": options.merge_window,
         },
     }
 

@@ -153,28 +153,15 @@ class SampleMaker:
         # Branches of a sample: its responses first, in their order, then hidden events.
         order = np.argsort(sample, kind="stable")
         sample, anchor, code = sample[order], anchor[order], code[order]
-        width = len(self.token_table) - 1  # the last code's token predicts nothing
-        number = np.bincount(sample, minlength=len(users))
-        start = length[sample] + (np.arange(len(sample)) - packing.offsets(number)[sample]) * width
+        tail = self.token_table[np.arange(code.shape[1]), code][:, :-1]
         row, event = inline.T
-        targets = (
-            np.append(row, sample),
-            np.append(
-                _asked_from(asked[row, event], begin[row, event], width),
-                _asked_from(anchor, start, width),
-                axis=0,
-            ),
-            np.append(codes[row, event], code, axis=0),
-        )
+        inside = packing.places(asked[row, event], begin[row, event], codes[row, event])
+        inside = row, inside, codes[row, event]
+        behind = packing.branch_targets(length, sample, anchor, code)
+        targets = [np.concatenate(pair) for pair in zip(inside, behind, strict=True)]
         order = np.argsort(targets[0], kind="stable")
-        none = np.zeros(0, np.int64)
-        return packing.pack(
-            prompt,
-            length,
-            (sample, anchor, self.token_table[np.arange(width), code[:, :width]]),
-            tuple(t[order] for t in targets),
-            (none, none, none),
-        )
+        targets = tuple(t[order] for t in targets)
+        return packing.pack(prompt, length, (sample, anchor, tail), targets, packing.NO_TEXTS)
 
     def _responses(self, users, ends):
         """(row int64 [n], codes int32 [n, L]) of the responses to the prompts of ends[i] events."""
@@ -183,13 +170,6 @@ class SampleMaker:
         nth = np.arange(len(row)) - packing.offsets(number)[row]
         item = self.lines.item[self.lines.begin[users[row]] + ends[row] + nth]
         return row, np.asarray(self.index.lookup(item)[0])
-
-
-def _asked_from(asked, begin, width):
-    """Positions that predict the levels of events asked for at `asked` [n] whose tokens begin at
-    `begin` [n]: int64 [n, width + 1].
-    """
-    return np.column_stack([asked - 1, begin[:, None] + np.arange(width)]).astype(np.int64)
 
 
 class Reach:

@@ -15,11 +15,12 @@ from genrecall.kernels import prompt_spec
 from genrecall.training import files
 from genrecall.training.dataset import splits
 from genrecall.training.dataset.data_folder import read_data
-from genrecall.training.prompting import build_index, prompts
+from genrecall.training.prompting import build_index, packing, prompts
 from genrecall.training.prompting.samples import SampleMaker
 from genrecall.training.semantic_ids import text
 from genrecall.training.semantic_ids.tokenize import SemanticIds
 from genrecall.training.tuning import checkpoint, vocabulary
+from genrecall.training.tuning.alignment import TASKS, Alignment
 
 
 @dataclass
@@ -38,7 +39,14 @@ class Run:
     space: prompt_spec.SidSpace
     spec: prompt_spec.PromptSpec
     maker: SampleMaker
+    alignment: Alignment
     identity: dict
+
+    def epoch(self, generator):
+        """One pass' samples, of users and of alignment tasks: packing.Samples."""
+        users = self.maker.epoch(generator)
+        tasks = self.alignment.epoch(generator, len(users))
+        return users if tasks is None else packing.concatenate([users, tasks])
 
     def save(self, folder, dtype="float32"):
         """Writes the decoder as it is now as a checkpoint folder."""
@@ -68,7 +76,8 @@ def prepare(data_folder, run_folder, options):
     if options.prompt_spec:
         spec = prompt_spec.PromptSpec.from_json(options.prompt_spec)
     else:
-        spec = prompt_spec.PromptSpec.from_json(prompts.default_spec(data))
+        default = prompts.default_spec(data, options=options.prompt)
+        spec = prompt_spec.PromptSpec.from_json(default)
     model, tokenizer = _decoder(data, spec, options)
     space = vocabulary.expand_vocabulary(model, tokenizer, sids, _codebooks(run_folder, sids), seed)
     lines = splits.clean_lines(data.events, **splits.clean_options(spec))
@@ -86,6 +95,15 @@ def prepare(data_folder, run_folder, options):
         data.profiles,
         spec,
         options.history_loss,
+        options.responses,
+    )
+    tasks = Alignment(
+        data.items,
+        build_index.item_codes(data.items, sids),
+        space.token_ids,
+        checkpoint.tokenize_with(tokenizer),
+        tokenizer.eos_token_id,
+        options.tasks,
     )
     identity = {
         "data_digest": data.digest,
@@ -94,14 +112,15 @@ def prepare(data_folder, run_folder, options):
         "prompt_spec": spec.to_json(),
         "checkpoint_digest": _weights_digest(options.checkpoint),
     }
-    return Run(run_folder, data, lines, model, tokenizer, space, spec, maker, identity)
+    return Run(run_folder, data, lines, model, tokenizer, space, spec, maker, tasks, identity)
 
 
 def _decoder(data, spec, options):
     if options.checkpoint:
         return checkpoint.load_decoder(options.checkpoint)
     # Prompt texts so often that they become whole tokens, whatever the items say.
-    texts = prompts.spec_texts(spec.to_json()) * max(20, len(data.items))
+    texts = prompts.spec_texts(spec.to_json()) + [TASKS[name] for name in options.tasks]
+    texts *= max(20, len(data.items))
     texts += text.item_texts(data.items)
     tokenizer = vocabulary.train_tokenizer(texts)
     model = checkpoint.new_decoder(options.decoder, len(tokenizer), options.loop.seed)

@@ -112,7 +112,7 @@ def fine_tune(run, options, report, state):
         choose_trained(run.model, stage, options)
         hooks = _Hooks(run, options, stage, report, tuple(history))
         file = state.stage(f"stage_{stage}")
-        history += training_loop.train(objective, run.maker.epoch, loop, hooks, file).history
+        history += training_loop.train(objective, run.epoch, loop, hooks, file).history
         hooks.log.close()
     return history
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from genrecall.training import config
 from genrecall.training.config import nested, option
+from genrecall.training.prompting.prompts import PromptOptions
+from genrecall.training.tuning.alignment import TASKS, check_tasks
 from genrecall.training.tuning.loop_options import LoopOptions
 
 
@@ -62,7 +64,17 @@ class SftOptions:
     stages: TwoStageOptions = nested(TwoStageOptions)
     loop: LoopOptions = nested(LoopOptions)
     prompt_spec: str | None = option(
-        None, "prompt spec (default: made from the data folder)", metavar="JSON"
+        None,
+        "prompt spec (default: made from the data folder by the options below)",
+        metavar="JSON",
+    )
+    prompt: PromptOptions = nested(PromptOptions)
+    responses: int = option(1, "events after a prompt that are its responses, at most", low=1)
+    tasks: dict[str, float] = option(
+        {},
+        f"alignment tasks, samples for each sample of users: {', '.join(TASKS)}",
+        low=0,
+        high=100,
     )
     softmax: str = option("level", "what codes compete with", choices=("level", "vocab"))
     history_loss: bool = option(True, "learn every event of a line, not the last alone")
@@ -74,3 +86,9 @@ class SftOptions:
 
     def __post_init__(self):
         config.check(self)
+        check_tasks(self.tasks)
+        if self.prompt_spec and self.prompt != PromptOptions():
+            raise ValueError(
+                f"prompt_spec = {self.prompt_spec!r}: expected no options of the default prompt "
+                "beside it"
+            )

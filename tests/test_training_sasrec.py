@@ -9,7 +9,15 @@ from genrecall.training.dataset.data_folder import read_data
 from genrecall.training.evaluation import full_softmax, protocol, sasrec, sasrec_cache
 from genrecall.training.evaluation.protocol import Cases
 
-TINY = {"dim": 16, "heads": 2, "layers": 1, "dropout": 0.0, "learning_rate": 1e-2, "epochs": 30}
+TINY = {
+    "dim": 16,
+    "heads": 2,
+    "layers": 1,
+    "dropout": 0.0,
+    "learning_rate": 1e-2,
+    "batch_events": 64,
+    "epochs": 30,
+}
 
 
 @pytest.mark.parametrize("block", [1, 3, 64])
@@ -77,6 +85,14 @@ def test_it_learns_what_follows_what_and_keeps_its_best_epoch():
     assert stopped <= 3
     with pytest.raises(ValueError, match="no user has two events in the training part"):
         sasrec.fit([np.array([1])], 30, cases, options)
+
+
+def test_the_learning_rate_rises_and_falls_to_nothing():
+    options = sasrec.SasrecOptions(learning_rate=1.0, warmup_epochs=2, epochs=10)
+    rates = [sasrec.learning_rate(e, options) for e in (0.5, 1, 2, 6, 10)]
+    assert rates == pytest.approx([0.25, 0.5, 1, 0.5, 0])
+    at_once = sasrec.SasrecOptions(learning_rate=1.0, warmup_epochs=0, epochs=1)
+    assert sasrec.learning_rate(0.5, at_once) == pytest.approx(0.5)
 
 
 def test_scores_do_not_depend_on_who_else_is_in_the_block():

@@ -39,4 +39,4 @@ class FullSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         grad_hidden, grad_table = ctx.saved_tensors
-        return grad * grad_hidden, grad * grad_table, None, None
+        return grad_hidden.mul_(grad), grad_table.mul_(grad), None, None

@@ -27,14 +27,15 @@ class SasrecOptions:
     dim: int = option(64, "width of the item embeddings", low=1)
     layers: int = option(2, "transformer blocks", low=1)
     heads: int = option(2, "attention heads", low=1)
-    dropout: float = option(0.4, "of embeddings, attention and feed-forward", low=0, below=1)
+    dropout: float = option(0.3, "of embeddings, attention and feed-forward", low=0, below=1)
     max_events: int = option(50, "of a history, the latest", low=1)
-    learning_rate: float = option(1e-3, "of AdamW", above=0)
+    learning_rate: float = option(4e-3, "of AdamW, at its peak", above=0)
     weight_decay: float = option(0.0, "of matrices", low=0)
-    batch_events: int = option(256, "events of a batch", low=1)
-    epochs: int = option(100, "passes over the data, at most", low=1)
-    patience: int = option(5, "epochs without a better validation NDCG@10 that end it", low=1)
-    valid_users: int = option(5000, "ranked after each epoch, at most", low=1)
+    batch_events: int = option(1024, "events of a batch", low=1)
+    warmup_epochs: int = option(1, "until the peak; from there a half cosine to 0", low=0)
+    epochs: int = option(16, "passes over the data, at most", low=1)
+    patience: int = option(3, "epochs without a better validation NDCG@10 that end it", low=1)
+    valid_users: int = option(2500, "ranked after each epoch, at most", low=1)
     seed: int = option(0, "of weights and batches", low=0)
 
     def __post_init__(self):
@@ -71,14 +72,14 @@ class Sasrec(nn.Module):
     """Item rows -> the hidden state that the next item's embedding is compared with.
 
     Args:
-      num_items: N; row N of the input table is padding.
+      num_items: N.
       options: SasrecOptions.
     """
 
     def __init__(self, num_items, options):
         super().__init__()
         self.options = options
-        self.items = nn.Embedding(num_items + 1, options.dim)
+        self.items = nn.Embedding(num_items, options.dim)
         self.places = nn.Embedding(options.max_events, options.dim)
         self.drop = nn.Dropout(options.dropout)
         self.blocks = nn.ModuleList(Block(options) for _ in range(options.layers))
@@ -88,11 +89,13 @@ class Sasrec(nn.Module):
 
     @property
     def table(self):
-        """The output table, float32 [N, D]."""
-        return self.items.weight[:-1]
+        """The output table, float32 [N, D]: the input table."""
+        return self.items.weight
 
     def forward(self, rows):
-        """int64 [B, T], oldest first, padded at the end with N -> float32 [B, T, D]."""
+        """int64 [B, T], oldest first -> float32 [B, T, D]. Padding belongs at the end, where no
+        event sees it; any row will do.
+        """
         x = self.items(rows) + self.places.weight[: rows.shape[1]]
         x = self.drop(x)
         for block in self.blocks:
@@ -118,11 +121,11 @@ class Scorer:
     @torch.inference_mode()
     def __call__(self, cases):
         """float32 [b, N]."""
-        reach, pad = self.model.options.max_events, len(self.model.table)
+        reach = self.model.options.max_events
         ends = cases.begin[1:]
         starts = np.maximum(cases.begin[:-1], ends - reach)
         recent = [cases.history[a:b] for a, b in zip(starts, ends, strict=True)]
-        hidden = self.model(padded(recent, pad))
+        hidden = self.model(padded(recent, 0))
         last = hidden[torch.arange(len(recent)), torch.from_numpy(ends - starts) - 1]
         return (last @ self.model.table.T).numpy()
 
@@ -186,8 +189,11 @@ def fit(sequences, num_items, valid, options, report=lambda entry: None):
     for epoch in range(1, options.epochs + 1):
         model.train()
         total = 0.0
-        for batch in event_batches(lengths, options.batch_events, generator):
-            total += _step(model, optimizer, [pieces[i] for i in batch]) / (lengths - 1).sum()
+        batches = event_batches(lengths, options.batch_events, generator)
+        for number, batch in enumerate(batches):
+            rate = learning_rate(epoch - 1 + (number + 1) / len(batches), options)
+            total += _step(model, optimizer, rate, [pieces[i] for i in batch])
+        total /= (lengths - 1).sum()
         entry = {"epoch": epoch, "loss": float(total), "seconds": time.monotonic() - started}
         entry |= {k: v for k, v in _validate(model, valid).items() if k in ("hr@10", "ndcg@10")}
         history.append(entry)
@@ -201,9 +207,20 @@ def fit(sequences, num_items, valid, options, report=lambda entry: None):
     return model, history
 
 
-def _step(model, optimizer, pieces):
+def learning_rate(epochs, options):
+    """After `epochs` (a float) passes: linear to the peak, then a half cosine to 0."""
+    warmup = options.warmup_epochs
+    if epochs < warmup:
+        return options.learning_rate * epochs / warmup
+    rest = (epochs - warmup) / max(1e-9, options.epochs - warmup)
+    return options.learning_rate * 0.5 * (1 + np.cos(np.pi * min(1.0, rest)))
+
+
+def _step(model, optimizer, rate, pieces):
     """One step on pieces of lines; the sum of the loss over their events."""
-    rows = padded([p[:-1] for p in pieces], len(model.table))
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    rows = padded([p[:-1] for p in pieces], 0)
     target = padded([p[1:] for p in pieces], -1)
     hidden = model(rows)[target >= 0]
     loss = FullSoftmax.apply(hidden, model.table, target[target >= 0])

@@ -135,29 +135,45 @@ def configure(parser):
     config.add_arguments(parser, SftOptions, presets.SFT)
 
 
-def main(args):
-    options = config.from_args(SftOptions, args, presets.SFT, presets.default_sft)
+def run_sft(data_folder, run_folder, options, restart=False):
+    """Fine-tunes as the command does, resuming what was begun, and writes the run folder.
+
+    Args:
+      data_folder, run_folder: paths.
+      options: SftOptions.
+      restart: forget an unfinished run instead.
+
+    Returns:
+      The best validation (see _Hooks) on the main process, None on others.
+    """
     torch.set_num_threads(options.threads)
     accelerator = training_loop.make_accelerator(options.loop.mixed_precision)
-    run = prepare(args.data, args.run, options)
-    state = StateFolder(os.path.join(args.run, "state"), identity(run, options))
+    run = prepare(data_folder, run_folder, options)
+    state = StateFolder(os.path.join(run_folder, "state"), identity(run, options))
     if accelerator.is_main_process:
-        state.open(args.restart)
+        state.open(restart)
         _write_manifest(run, options)
     accelerator.wait_for_everyone()
     report = progress.Report()
     with report if accelerator.is_main_process else contextlib.nullcontext():
         history = fine_tune(run, options, report, state)
     if not accelerator.is_main_process:
-        return
+        return None
     best = max(history, key=lambda entry: (entry["score"], entry["step"]))
     manifest.finish(
-        args.run, VERB, {"valid_users": options.valid_users, "best": best, "validations": history}
+        run_folder, VERB, {"valid_users": options.valid_users, "best": best, "validations": history}
     )
     state.remove()
-    reached = f", validation HR@10 {best['hr@10']:.4f}" if "hr@10" in best else ""
-    folder = os.path.join(args.run, "checkpoint")
-    print(f"{folder}: epoch {best['epoch']}, loss {best['loss']:.3f}{reached}")
+    return best
+
+
+def main(args):
+    options = config.from_args(SftOptions, args, presets.SFT, presets.default_sft)
+    best = run_sft(args.data, args.run, options, args.restart)
+    if best is not None:
+        reached = f", validation HR@10 {best['hr@10']:.4f}" if "hr@10" in best else ""
+        folder = os.path.join(args.run, "checkpoint")
+        print(f"{folder}: epoch {best['epoch']}, loss {best['loss']:.3f}{reached}")
 
 
 def _write_manifest(run, options):

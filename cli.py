@@ -17,6 +17,7 @@ VERBS = {
         "give every item of a data folder a semantic ID",
     ),
     "sft": ("training.tuning.sft", "expand the vocabulary and fine-tune the decoder"),
+    "ablate": ("training.tuning.ablate", "what each prompt part and each task is worth"),
     "index": ("training.prompting.build_index", "compile the catalogue to a recall index"),
     "evaluate": ("training.evaluation.evaluate", "full-ranking evaluation by the CPU engine"),
     "export": ("graphs.export", "compose the recall graph and export a SavedModel"),

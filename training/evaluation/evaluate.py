@@ -177,7 +177,7 @@ def print_result(result, console):
         f"popular items, {result['hot_items_share_of_interactions']:.1%} of the interactions",
     ]
     for note in filter(None, notes):
-        console.print(note, highlight=False, markup=False)
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

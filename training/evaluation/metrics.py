@@ -71,7 +71,7 @@ def user_values(ranking, target, catalogue, cutoffs=CUTOFFS):
     ecpm = catalogue.items.ecpm.astype(np.float64)
     out = {}
     for k in cutoffs:
-        out |= _hits(ranking.ranks, k)
+        out |= by_user(ranking.ranks, k)
         if catalogue.has_ecpm:
             out[f"ecpm@{k}"] = _mean_of(ecpm[rows[:, :k]], shown[:, :k])
             out[f"ecpm_hit@{k}"] = (ranking.ranks <= k) * ecpm[target]
@@ -101,10 +101,11 @@ def hit_rates(ranks, cutoffs=CUTOFFS):
       {"hr@5": ..., "ndcg@5": ..., ...}: means over users, all 0 for no users.
     """
     ranks = np.asarray(ranks, np.int64)
-    return {name: value for k in cutoffs for name, value in means(_hits(ranks, k)).items()}
+    return {name: value for k in cutoffs for name, value in means(by_user(ranks, k)).items()}
 
 
-def _hits(ranks, k):
+def by_user(ranks, k):
+    """hr@k and ndcg@k of every user: name -> float64 [n]; ranks int64 [n]."""
     hit = (ranks <= k).astype(np.float64)
     gain = 1.0 / np.log2(np.minimum(ranks, 2**40) + 1.0)
     return {f"hr@{k}": hit, f"ndcg@{k}": hit * gain}

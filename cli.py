@@ -18,6 +18,10 @@ VERBS = {
     ),
     "sft": ("training.tuning.sft", "expand the vocabulary and fine-tune the decoder"),
     "ablate": ("training.tuning.ablate", "what each prompt part and each task is worth"),
+    "dpo": (
+        "training.tuning.dpo",
+        "teach a fine-tuned decoder which of its answers are better",
+    ),
     "index": ("training.prompting.build_index", "compile the catalogue to a recall index"),
     "evaluate": ("training.evaluation.evaluate", "full-ranking evaluation by the CPU engine"),
     "export": ("graphs.export", "compose the recall graph and export a SavedModel"),

@@ -66,11 +66,14 @@ class Report:
     def validation(self, entry):
         """After every validation: an entry of the loop's history."""
         hits = "  ".join(
-            f"{name.upper()} {entry[name]:.4f}" for name in ("hr@10", "ndcg@10") if name in entry
+            f"{name.upper()} {entry[name]:.4f}"
+            for name in ("hr@10", "ndcg@10", "ecpm@10")
+            if name in entry
         )
         kept = "  kept" if entry.get("kept") else ""
         stage = f"stage {entry['stage']}, " if "stage" in entry else ""
         self.console.print(
             f"{stage}validation after epoch {entry['epoch']}: {hits or 'no user to rank'}{kept}",
             highlight=False,
+            soft_wrap=True,
         )

@@ -7,6 +7,7 @@ else, and have the positions that they would have right behind those. So several
 user cost one prompt, and each is scored exactly as if it had been a sample of its own.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,8 +94,8 @@ class Samples:
             out[inside] = values[where]
             return torch.from_numpy(out)
 
-        targets, target_row = _of_chosen(self.target_begin, chosen)
-        texts, text_row = _of_chosen(self.text_begin, chosen)
+        targets, target_row = of_chosen(self.target_begin, chosen)
+        texts, text_row = of_chosen(self.text_begin, chosen)
         at = (self.at[targets] + rows[target_row][:, None]).T
         own = padded(self.own)
         return Batch(
@@ -171,6 +172,30 @@ def places(asked, begin, code):
     )
 
 
+def with_branches(samples, sample, anchor, tail):
+    """Samples with more branches behind what they have, and no target in these.
+
+    Args:
+      samples: Samples.
+      sample, anchor, tail: branches, as for `pack`.
+
+    Returns:
+      (Samples, int64 [n]: where in its sample each new branch begins).
+    """
+    number, width = np.bincount(sample, minlength=len(samples)), tail.shape[1]
+    begin = offsets(samples.lengths + number * width)
+    nth = np.arange(len(sample)) - offsets(number)[sample]
+    start = samples.lengths[sample] + nth * width
+    old = ranges(begin[:-1], samples.lengths)
+    place = (begin[sample] + start)[:, None] + np.arange(width)
+    values = {"tokens": tail, "own": start[:, None], "anchor": np.asarray(anchor)[:, None]}
+    flat = {}
+    for name, value in values.items():
+        flat[name] = np.zeros(begin[-1], np.int32)
+        flat[name][old], flat[name][place] = getattr(samples, name), value
+    return dataclasses.replace(samples, begin=begin, **flat), start
+
+
 def concatenate(parts):
     """Samples one after the other: Samples. `parts`: at least one Samples of as many levels."""
     flat = ("tokens", "own", "anchor", "at", "code", "text_at", "text_token")
@@ -196,7 +221,9 @@ def ranges(first, count):
     return np.arange(count.sum()) + np.repeat(first - offsets(count)[:-1], count)
 
 
-def _of_chosen(begin, chosen):
-    """(numbers of the chosen samples' targets, the row each belongs to)."""
+def of_chosen(begin, chosen):
+    """What belongs to chosen samples, of flat arrays with begin int64 [S + 1]: (its numbers, the
+    place in `chosen` of the sample each belongs to).
+    """
     count = begin[chosen + 1] - begin[chosen]
     return ranges(begin[chosen], count), np.repeat(np.arange(len(chosen)), count)

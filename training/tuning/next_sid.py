@@ -65,13 +65,20 @@ class NextSid(nn.Module):
           are divided by one number, that of events plus that of text tokens / L, so that a code and
           a text token weigh alike in a batch that has both.
         """
+        hidden = self.states(tokens, own, anchor)
+        return self.losses(hidden, at, code, text_at, text_token)
+
+    def states(self, tokens, own=None, anchor=None):
+        """Last hidden states, float [B * T, H], for fields of packing.Batch."""
         seen = {} if own is None else self._seen(own, anchor)
         hidden = self.decoder.model(input_ids=tokens, use_cache=False, **seen)
-        hidden = hidden.last_hidden_state.flatten(0, 1)
-        rows = sid_tables.sid_rows(self.decoder, self.level_sizes)
+        return hidden.last_hidden_state.flatten(0, 1)
+
+    def losses(self, hidden, at, code, text_at=None, text_token=None):
+        """What forward returns, from the states."""
         losses = [
-            self._level_loss(hidden[at[level]], level, level_rows, code[level])
-            for level, level_rows in enumerate(rows)
+            self._cross_entropy(*self._logits(hidden[at[level]], level, code[level]))
+            for level in range(len(self.level_sizes))
         ]
         count = at.shape[1]
         if text_at is None:
@@ -79,8 +86,18 @@ class NextSid(nn.Module):
         else:
             logits = self.decoder.get_output_embeddings()(hidden[text_at])
             losses.append(self._cross_entropy(logits, text_token))
-            count += len(text_at) / len(rows)
+            count += len(text_at) / len(self.level_sizes)
         return torch.stack(losses), losses[0].new_full((len(losses),), count)
+
+    def log_probs(self, hidden, at, code):
+        """Log-probability of every code, float32 [L, n]; at and code int64 [L, n] as in
+        packing.Batch.
+        """
+        rows = []
+        for level in range(len(self.level_sizes)):
+            logits, target = self._logits(hidden[at[level]], level, code[level])
+            rows.append(-functional.cross_entropy(logits.float(), target, reduction="none"))
+        return torch.stack(rows)
 
     def _seen(self, own, anchor):
         """What the decoder is told of packed samples."""
@@ -90,11 +107,12 @@ class NextSid(nn.Module):
             visible = zeros.masked_fill(~visible, torch.finfo(zeros.dtype).min)
         return {"position_ids": position, "attention_mask": visible}
 
-    def _level_loss(self, states, level, rows, code):
+    def _logits(self, states, level, code):
+        """(logits [n, candidates], int64 [n], which of them is `code`)."""
         if self.softmax == "level":
-            return self._cross_entropy(states @ rows.T, code)
-        logits = self.decoder.get_output_embeddings()(states)
-        return self._cross_entropy(logits, code + self.first_ids[level])
+            rows = sid_tables.sid_rows(self.decoder, self.level_sizes)[level]
+            return states @ rows.T, code
+        return self.decoder.get_output_embeddings()(states), code + self.first_ids[level]
 
     def _cross_entropy(self, logits, target):
         return functional.cross_entropy(

@@ -7,6 +7,7 @@ import tempfile
 
 import numpy as np
 
+from genrecall.training.dataset import splits
 from genrecall.training.evaluation import metrics, ranking
 
 
@@ -22,12 +23,15 @@ class Validation:
     def __init__(self, run, users, seed):
         self.run = run
         evaluated = run.lines.evaluated("valid")
+        self.catalogue = metrics.Catalogue.of(
+            run.data.items, splits.popularity(run.lines, run.data.items)
+        )
         chosen = np.random.default_rng(seed).permutation(len(evaluated))[:users]
         self.users = evaluated[np.sort(chosen)]
 
     def __call__(self):
-        """The hit rates of the decoder as it is now (see metrics.hit_rates); {} with nobody to
-        rank: no line is long enough.
+        """What the decoder as it is now reaches, as means over users (see metrics.user_values); {}
+        with nobody to rank: no line is long enough.
         """
         if not len(self.users):
             return {}
@@ -35,5 +39,8 @@ class Validation:
             folder = os.path.join(work, "checkpoint")
             self.run.save(folder)
             engine = ranking.open_engine(folder, work)
-            ranks = ranking.rank_users(engine, self.run.maker, "valid", self.users).ranks
-        return metrics.hit_rates(ranks)
+            ranked = ranking.rank_users(engine, self.run.maker, "valid", self.users)
+        lines = self.run.lines
+        target = lines.item[lines.begin[self.users] + lines.visible("valid")[self.users]]
+        values = metrics.user_values(ranked, self.run.data.items.rows(target), self.catalogue)
+        return metrics.means(values)

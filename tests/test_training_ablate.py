@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from genrecall import cli
 from genrecall.training.dataset import synth
 from genrecall.training.dataset.data_folder import read_data
 from genrecall.training.evaluation.protocol import MISS
+from genrecall.training.prompting.prompts import PromptOptions
 from genrecall.training.tuning import ablate
 from genrecall.training.tuning.sft_options import SftOptions
 
@@ -52,19 +54,30 @@ def test_gains_by_hand():
     assert discounted == pytest.approx(mean_full - mean_own)
 
 
-def test_variants_are_the_parts_of_the_folder(shop):
+def test_variants_leave_out_one_thing_each(shop):
     data = read_data(shop[0])
-    names = [v.name for v in ablate.variants(data, ablate.AblateOptions())]
-    assert names[0] == "full" and {"profile", "interest", "ad", "content"} <= set(names)
+    base = SftOptions(
+        prompt=PromptOptions(leave_out=("actions",)),
+        tasks={"text_to_sid": 0.5, "sid_to_text": 0.0, "title_completion": 1.0},
+        responses=3,
+    )
+    got = ablate.variants(data, ablate.AblateOptions(sft=base))
+    parts, tasks = ["profile", "interest", "long_term", "ad", "content"], list(base.tasks)[::2]
+    assert list(got) == ["full", *parts, *tasks, "responses"]
+    assert got["full"] == base
+    for part in parts:
+        assert got[part] == replace(base, prompt=PromptOptions(leave_out=("actions", part)))
+    rest = {"sid_to_text": 0.0, "title_completion": 1.0}
+    assert got["text_to_sid"] == replace(base, tasks=rest)
+    assert got["responses"] == replace(base, responses=1)
     some = ablate.variants(data, ablate.AblateOptions(without=("profile",)))
-    assert [v.name for v in some] == ["full", "profile"]
-    assert some[0].spec["features"] and not some[1].spec["features"]
-    with pytest.raises(ValueError, match="without: 'colour': expected some of profile, interest"):
-        ablate.variants(data, ablate.AblateOptions(without=("colour",)))
+    assert list(some) == ["full", "profile"]
+    with pytest.raises(ValueError, match="without: 'text_to_sid': expected some of profile, int"):
+        ablate.variants(data, ablate.AblateOptions(without=("text_to_sid",)))
 
 
 def test_options_that_ablate_sets_itself_are_refused():
-    with pytest.raises(ValueError, match="prompt_spec = 'x.json': ablate writes the prompts"):
+    with pytest.raises(ValueError, match="prompt_spec = 'x.json': ablate leaves out parts of"):
         ablate.AblateOptions(sft=SftOptions(prompt_spec="x.json"))
     with pytest.raises(ValueError, match=r"seeds = \(\): expected at least one"):
         ablate.AblateOptions(seeds=())

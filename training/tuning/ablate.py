@@ -1,20 +1,20 @@
 """`genrecall ablate`: what each prompt part and each alignment task is worth.
 
-Fine-tunes with everything, then again with one part or task left out, each time from scratch on the
-same semantic IDs, with the same options and seeds; ranks the same validation users each time, and
-prints what leaving each one out costs. Reads a data folder and RUN/semantic_ids; writes
+Fine-tunes with everything, then again with one prompt part or alignment task left out, or with one
+response instead of several, each time on the same semantic IDs, with the same options and seeds;
+ranks the same validation users each time, and prints what leaving each one out costs. Reads a data
+folder and RUN/semantic_ids; writes
   RUN/ablation/<variant>.seed_<s>/   a run folder of `genrecall sft`, and ranks.npz
   RUN/ablation.json                  the table
 A finished variant is kept: the same command again trains what is missing and goes on where it was
 killed.
 """
 
-import dataclasses
 import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.console import Console
@@ -52,41 +52,38 @@ class AblateOptions:
             raise ValueError("seeds = (): expected at least one")
         if self.sft.prompt_spec:
             raise ValueError(
-                f"prompt_spec = {self.sft.prompt_spec!r}: ablate writes the prompts itself, from "
-                "the parts of the default one"
+                f"prompt_spec = {self.sft.prompt_spec!r}: ablate leaves out parts of the default "
+                "prompt, and needs its options instead"
             )
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One recipe: its name ("full", or what it is without), its prompt spec (JSON object), its
-    options but for seed and prompt spec. All rank the same users: a prompt may leave a domain out,
-    cleaning does not.
-    """
-
-    name: str
-    spec: dict
-    options: SftOptions
-
-
 def variants(data, options):
-    """FULL, then one Variant for each part of the data folder's prompt: list.
+    """{name: SftOptions}: FULL, then without each prompt part of the data folder, each task and the
+    several responses that FULL has. All rank the same users: what a prompt leaves out still counts
+    as a user's line.
 
     Args:
       data: data_folder.DataSet.
       options: AblateOptions.
 
     Raises:
-      ValueError: options.without names what is not there.
+      ValueError: options.without names what FULL does not have.
     """
-    parts = prompts.parts_of(data)
+    full = options.sft
+    out = {}
+    for part in prompts.parts_of(data):
+        if part not in full.prompt.leave_out:
+            less = replace(full.prompt, leave_out=(*full.prompt.leave_out, part))
+            out[part] = replace(full, prompt=less)
+    for task in (name for name, share in full.tasks.items() if share > 0):
+        rest = {name: share for name, share in full.tasks.items() if name != task}
+        out[task] = replace(full, tasks=rest)
+    if full.responses > 1:
+        out["responses"] = replace(full, responses=1)
     for name in options.without:
-        if name not in parts:
-            raise ValueError(f"without: {name!r}: expected some of {', '.join(parts)}")
-    out = [Variant(FULL, prompts.default_spec(data), options.sft)]
-    for part in options.without or parts:
-        out.append(Variant(part, prompts.default_spec(data, without={part}), options.sft))
-    return out
+        if name not in out:
+            raise ValueError(f"without: {name!r}: expected some of {', '.join(out)}")
+    return {FULL: full} | {name: out[name] for name in options.without or out}
 
 
 class Trial:
@@ -95,33 +92,27 @@ class Trial:
     Args:
       data: data_folder.DataSet.
       run_folder: RUN, which has the semantic IDs.
-      variant, seed: what is trained.
+      name: of the variant.
+      sft_options: SftOptions, seed included.
       options: AblateOptions.
     """
 
-    def __init__(self, data, run_folder, variant, seed, options):
-        self.data, self.options = data, options
-        self.folder = os.path.join(run_folder, "ablation", f"{variant.name}.seed_{seed}")
+    def __init__(self, data, run_folder, name, sft_options, options):
+        self.data, self.sft, self.options = data, sft_options, options
+        seed = sft_options.loop.seed
+        self.folder = os.path.join(run_folder, "ablation", f"{name}.seed_{seed}")
         self.semantic_ids = os.path.join(run_folder, "semantic_ids")
-        self.spec = variant.spec
-        self.prompt_spec = os.path.join(self.folder, "prompt_spec.json")
-        self.sft = dataclasses.replace(
-            variant.options,
-            prompt_spec=self.prompt_spec,
-            loop=dataclasses.replace(variant.options.loop, seed=seed),
-        )
 
     @property
     def identity(self):
         """All that the ranks depend on, as JSON."""
         trained = config.as_dict(self.sft)
-        del trained["threads"], trained["prompt_spec"]
+        del trained["threads"]
         sids = files.read_npz(os.path.join(self.semantic_ids, "semantic_ids.npz"))
         return json.dumps(
             {
                 "data_digest": self.data.digest,
                 "codebook_digest": str(sids["codebook_digest"]),
-                "prompt_spec": self.spec,
                 "sft": trained,
                 "ranked_users": self.options.ranked_users,
                 "beam_width": self.options.beam_width,
@@ -148,7 +139,6 @@ class Trial:
         shutil.copytree(
             self.semantic_ids, os.path.join(self.folder, "semantic_ids"), dirs_exist_ok=True
         )
-        files.write_json(self.prompt_spec, self.spec)
         sft.run_sft(self.data.path, self.folder, self.sft)
         with open(manifest.metrics_path(self.folder, sft.VERB), encoding="utf-8") as f:
             minutes = json.load(f)["seconds"] / 60
@@ -264,13 +254,14 @@ def ablate(data, run_folder, options, report=print):
       dict: users, seeds, options, data_digest, variants (see `gains`).
     """
     results = {}
-    for variant in variants(data, options):
+    for name, own in variants(data, options).items():
         for seed in options.seeds:
-            trial = Trial(data, run_folder, variant, seed, options)
+            seeded = replace(own, loop=replace(own.loop, seed=seed))
+            trial = Trial(data, run_folder, name, seeded, options)
             arrays = trial.result()
-            what = "everything" if variant.name == FULL else f"without {variant.name}"
+            what = "everything" if name == FULL else f"without {name}"
             report(f"{what}, seed {seed}: " + ("finished before" if arrays else trial.folder))
-            results.setdefault(variant.name, []).append(arrays or trial.run())
+            results.setdefault(name, []).append(arrays or trial.run())
     result = {
         "users": len(results[FULL][0]["ranks"]),
         "seeds": list(options.seeds),

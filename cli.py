@@ -24,6 +24,7 @@ VERBS = {
     ),
     "index": ("training.prompting.build_index", "compile the catalogue to a recall index"),
     "evaluate": ("training.evaluation.evaluate", "full-ranking evaluation by the CPU engine"),
+    "quantize": ("training.tuning.quantize", "int8 weights and activations for a run's decoder"),
     "export": ("graphs.export", "compose the recall graph and export a SavedModel"),
     "serve": ("serving.server", "serve SavedModels as tensorflow_model_server does"),
     "query": ("query", "ask a server for one user's items"),

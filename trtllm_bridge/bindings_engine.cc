@@ -130,6 +130,33 @@ py::array_t<float> Forward(CpuEngine& engine, const py::object& tokens_in) {
   return ToArray(logits.value(), {static_cast<py::ssize_t>(tokens.size()), engine.weights().config().vocab});
 }
 
+// {"attn_norm": float32 [layers, dim], ...}: the largest magnitude of each channel over the prompt's tokens.
+py::dict InputMaxima(CpuEngine& engine, const py::object& tokens_in) {
+  const Array<int32_t> array = IntArray<int32_t>(tokens_in, "tokens", 1);
+  const std::vector<int32_t> tokens(array.data(), array.data() + array.size());
+  const DecoderConfig& config = engine.weights().config();
+  const bool f32 = engine.weights().dtype() == DType::kF32;
+  const int64_t dims[kGemmInputs] = {config.hidden, config.q_dim(), config.hidden, config.ffn};
+  std::vector<float> maxima[kGemmInputs];
+  for (int i = 0; i < kGemmInputs; ++i) maxima[i].assign(config.layers * dims[i], 0.0f);
+  const Status status = [&] {
+    py::gil_scoped_release release;
+    return engine.ObserveForward(tokens, [&](int layer, GemmInput input, const void* x, int64_t n,
+                                             int64_t dim) {
+      float* largest = maxima[static_cast<int>(input)].data() + layer * dim;
+      for (int64_t i = 0; i < n * dim; ++i) {
+        const float value = f32 ? static_cast<const float*>(x)[i] : ToFloat(static_cast<const bf16*>(x)[i]);
+        largest[i % dim] = std::max(largest[i % dim], std::abs(value));
+      }
+    });
+  }();
+  ThrowIfError(status);
+  py::dict out;
+  const char* const names[kGemmInputs] = {"attn_norm", "attn_output", "ffn_norm", "ffn_down"};
+  for (int i = 0; i < kGemmInputs; ++i) out[names[i]] = ToArray(maxima[i], {config.layers, dims[i]});
+  return out;
+}
+
 }  // namespace
 
 namespace {
@@ -222,6 +249,10 @@ void BindEngine(py::module_& m) {
            py::arg("priority") = 0, py::arg("deadline_ms") = 0, kSubmitDoc)
       .def("forward", &Forward, py::arg("tokens"),
            "Logits float32 [T, V] of int32 [T] tokens: one prefill, no trie.")
+      .def("input_maxima", &InputMaxima, py::arg("tokens"),
+           "The largest magnitude of each channel that enters the layers' gemms, over int32 [T] tokens: dict "
+           "of\n"
+           "attn_norm, ffn_norm [layers, D], attn_output [layers, q_dim], ffn_down [layers, F], float32.")
       .def("stats", &StatsDict, "Counters since the start, and what is queued, running and held now.")
       .def("record_steps", &CpuEngine::RecordSteps, py::arg("on"), "Keeps a log of steps, or forgets it.")
       .def("take_step_log", &StepLog,
@@ -239,6 +270,9 @@ void BindEngine(py::module_& m) {
       .def_property_readonly(
           "dtype",
           [](const CpuEngine& e) { return e.weights().dtype() == DType::kF32 ? "float32" : "bfloat16"; })
+      .def_property_readonly(
+          "quantization", [](const CpuEngine& e) { return QuantizationName(e.weights().quantization()); },
+          "none | w8 | w8a8")
       .def_property_readonly("isa", [](const CpuEngine& e) { return CpuIsaName(e.isa()); });
 }
 

@@ -242,6 +242,56 @@ def _weights_digest(metadata, tensors):
     return digest.hexdigest()
 
 
+def write_model(path, metadata, tensors, types):
+    """Writes a weights file and names it by its content.
+
+    Args:
+      path: written beside and renamed.
+      metadata: dict of keys, all but genrecall.weights_digest, which is added.
+      tensors: dict of llama.cpp's name to array, in any order.
+      types: "BF16" of the tensors given as its bits.
+
+    Returns:
+      dict for the model card, see `model_card`.
+    """
+    arch = metadata["general.architecture"]
+    order = ["token_embd.weight"]
+    for layer in range(metadata[arch + ".block_count"]):
+        names = [name for _, name in _layer_names(layer)]
+        order += names + [name.removesuffix("weight") + "scale" for name in names]
+    order += ["output_norm.weight", "output.weight", "genrecall.sid_token_ids"]
+    ordered = {name: tensors[name] for name in order if name in tensors}
+    unknown = sorted(set(tensors) - set(ordered))
+    if unknown:
+        raise ValueError(f"tensor '{unknown[0]}' is none of a {arch} model")
+    metadata = metadata | {"genrecall.weights_digest": _weights_digest(metadata, tensors)}
+    kernels.write_gguf(path, metadata, ordered, types)
+    return model_card(metadata, ordered, types)
+
+
+def model_card(metadata, tensors, types):
+    """What a weights file is: dict of architecture, dtype (of all that is not int8), quantization
+    ("none" | "w8" | "w8a8"), parameters, weights_digest, sid_space_digest, level_sizes,
+    hidden_size, layers, vocab_size, tied_head. Arguments as read_gguf returns them.
+    """
+    arch = metadata["general.architecture"]
+    vocab, hidden = tensors["token_embd.weight"].shape
+    beside = {name for name in tensors if name.endswith(".scale")} | {"genrecall.sid_token_ids"}
+    return {
+        "architecture": arch,
+        "dtype": "bfloat16" if types.get("token_embd.weight") == "BF16" else "float32",
+        "quantization": metadata.get("genrecall.quantization", "none"),
+        "parameters": int(sum(t.size for name, t in tensors.items() if name not in beside)),
+        "weights_digest": metadata["genrecall.weights_digest"],
+        "sid_space_digest": metadata["genrecall.sid_space_digest"],
+        "level_sizes": [int(size) for size in metadata["genrecall.level_sizes"]],
+        "hidden_size": int(hidden),
+        "layers": metadata[arch + ".block_count"],
+        "vocab_size": int(vocab),
+        "tied_head": "output.weight" not in tensors,
+    }
+
+
 def convert(checkpoint_dir, out_path, dtype="bfloat16"):
     """Writes the engine's weights file for a Qwen2 / Qwen3 checkpoint folder.
 
@@ -252,8 +302,7 @@ def convert(checkpoint_dir, out_path, dtype="bfloat16"):
       dtype: "bfloat16" or "float32": of the matrices. Norm weights and biases are always float32.
 
     Returns:
-      dict for the model card: architecture, dtype, parameters, weights_digest, sid_space_digest,
-      level_sizes, hidden_size, layers, vocab_size, tied_head.
+      dict for the model card, see `model_card`.
 
     Raises:
       ValueError: anything the engine would run wrongly; names the config key or the tensor.
@@ -283,18 +332,4 @@ def convert(checkpoint_dir, out_path, dtype="bfloat16"):
     metadata["general.file_type"] = _FILE_TYPE[dtype]
     metadata["genrecall.level_sizes"] = list(space.level_sizes)
     metadata["genrecall.sid_space_digest"] = space.digest
-    digest = _weights_digest(metadata, tensors)
-    metadata["genrecall.weights_digest"] = digest
-    kernels.write_gguf(out_path, metadata, tensors, types)
-    return {
-        "architecture": shape.architecture,
-        "dtype": dtype,
-        "parameters": int(sum(t.data.size for t in selected.values())),
-        "weights_digest": digest,
-        "sid_space_digest": space.digest,
-        "level_sizes": list(space.level_sizes),
-        "hidden_size": shape.hidden,
-        "layers": shape.layers,
-        "vocab_size": shape.vocab,
-        "tied_head": shape.tied,
-    }
+    return write_model(out_path, metadata, tensors, types)

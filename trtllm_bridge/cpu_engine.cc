@@ -367,25 +367,38 @@ const DecoderWeights& CpuEngine::weights() const { return core_->weights(); }
 CpuIsa CpuEngine::isa() const { return core_->ops()->isa; }
 int CpuEngine::num_threads() const { return core_->pool()->threads()->num_threads(); }
 
-Result<std::vector<float>> CpuEngine::ForwardLogits(const std::vector<int32_t>& tokens) {
-  const DecoderConfig& config = core_->weights().config();
-  GENRECALL_RETURN_IF_ERROR(CheckPrompt(tokens, core_->max_prompt_tokens(), config.vocab));
+Status CpuEngine::Prefill(const std::vector<int32_t>& tokens, GemmObserver observer,
+                          const std::function<void(Decoder*, ThreadPool*)>& after) {
+  GENRECALL_RETURN_IF_ERROR(CheckPrompt(tokens, core_->max_prompt_tokens(), core_->weights().config().vocab));
   const int n = static_cast<int>(tokens.size());
   Decoder decoder(core_->shared_weights(), core_->ops(), n, n);
+  decoder.Observe(std::move(observer));
   KvPool kv_pool(decoder.kv_shape());
   SequenceKv kv(&kv_pool, n);
-  std::vector<int32_t> rows(n);
-  for (int i = 0; i < n; ++i) rows[i] = i;
-  std::vector<float> logits(static_cast<size_t>(n) * config.vocab);
   RowBlock block;
   block.tokens = tokens.data();
   block.n = n;
   block.kv = &kv;
   ComputePool::Turn turn(core_->pool());
   decoder.Forward({block}, core_->pool()->threads());
-  decoder.SelectRows(rows.data(), n, core_->pool()->threads());
-  decoder.VocabLogits(0, n, logits.data(), core_->pool()->threads());
+  after(&decoder, core_->pool()->threads());
+  return Status();
+}
+
+Result<std::vector<float>> CpuEngine::ForwardLogits(const std::vector<int32_t>& tokens) {
+  const int n = static_cast<int>(tokens.size());
+  std::vector<int32_t> rows(n);
+  for (int i = 0; i < n; ++i) rows[i] = i;
+  std::vector<float> logits(static_cast<size_t>(n) * core_->weights().config().vocab);
+  GENRECALL_RETURN_IF_ERROR(Prefill(tokens, nullptr, [&](Decoder* decoder, ThreadPool* pool) {
+    decoder->SelectRows(rows.data(), n, pool);
+    decoder->VocabLogits(0, n, logits.data(), pool);
+  }));
   return logits;
+}
+
+Status CpuEngine::ObserveForward(const std::vector<int32_t>& tokens, GemmObserver observer) {
+  return Prefill(tokens, std::move(observer), [](Decoder*, ThreadPool*) {});
 }
 
 }  // namespace genrecall

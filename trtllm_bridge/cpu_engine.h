@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/cpu_isa.h"
+#include "trtllm_bridge/decoder.h"
 #include "trtllm_bridge/engine.h"
 #include "trtllm_bridge/weights.h"
 
@@ -40,9 +41,14 @@ class CpuEngine : public Engine {
   // Logits [T, V] of a prompt in one prefill, with no cache and no trie: to compare the forward pass with
   // another's. INVALID_ARGUMENT as for a prompt.
   Result<std::vector<float>> ForwardLogits(const std::vector<int32_t>& tokens);
+  // Shows all that enters the layers' gemms in one prefill of a prompt. INVALID_ARGUMENT as for a prompt.
+  Status ObserveForward(const std::vector<int32_t>& tokens, GemmObserver observer);
 
  private:
   class Core;
+  // One prefill of a prompt apart from the requests, then `after` on what it left in the decoder.
+  Status Prefill(const std::vector<int32_t>& tokens, GemmObserver observer,
+                 const std::function<void(Decoder*, ThreadPool*)>& after);
   explicit CpuEngine(std::shared_ptr<Core> core);
 
   std::shared_ptr<Core> core_;  // the threads hold it too

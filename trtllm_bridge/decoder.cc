@@ -56,15 +56,19 @@ void Decoder::Forward(const std::vector<RowBlock>& blocks, ThreadPool* pool) {
   for (int l = 0; l < config_.layers; ++l) {
     const LayerWeights& layer = weights_->layer(l);
     RmsNorm(x_.data(), layer.attn_norm, n_, normed_.data(), pool);
+    Show(l, GemmInput::kAttnNorm, normed_, config_.hidden);
     Gemm(layer.qkv, normed_.data(), n_, qkv_.data(), Epilogue::kStore,
          layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data(), pool);
     pool->ParallelFor(n_, kRowGrain,
                       [&](int64_t first, int64_t last) { NormAndRotateHeads(layer, first, last); });
     Attention(l, blocks, pool);
+    Show(l, GemmInput::kAttnOutput, attended_, config_.q_dim());
     Gemm(layer.attn_out, attended_.data(), n_, x_.data(), Epilogue::kAccumulate, nullptr, pool);
 
     RmsNorm(x_.data(), layer.ffn_norm, n_, normed_.data(), pool);
+    Show(l, GemmInput::kFfnNorm, normed_, config_.hidden);
     Gemm(layer.gate_up, normed_.data(), n_, nullptr, Epilogue::kSwiGlu, nullptr, pool);
+    Show(l, GemmInput::kFfnDown, ffn_, config_.ffn);
     Gemm(layer.down, ffn_.data(), n_, x_.data(), Epilogue::kAccumulate, nullptr, pool);
   }
 }

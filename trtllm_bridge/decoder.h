@@ -4,6 +4,7 @@
 #define GENRECALL_TRTLLM_BRIDGE_DECODER_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -26,6 +27,13 @@ struct RowBlock {
   const int32_t* ancestor = nullptr;
 };
 
+// The four places of a layer where activations enter gemms.
+enum class GemmInput : int { kAttnNorm = 0, kAttnOutput, kFfnNorm, kFfnDown };
+inline constexpr int kGemmInputs = 4;
+
+// Sees activations T [n, dim] as they enter layer `layer`'s gemms: how quantisation is calibrated.
+using GemmObserver = std::function<void(int layer, GemmInput input, const void* x, int64_t n, int64_t dim)>;
+
 // Memory for a step is allocated once, here; so one Decoder runs one step at a time.
 class Decoder {
  public:
@@ -34,6 +42,9 @@ class Decoder {
           int max_positions);
 
   KvShape kv_shape() const;
+
+  // Called in every Forward from now on.
+  void Observe(GemmObserver observer) { observer_ = std::move(observer); }
 
   // All layers over all rows (at most max_rows), in the same gemms; keys and values go to each block's kv.
   // The rows' hidden states stay until the next Forward, numbered in the order of the blocks.
@@ -60,10 +71,15 @@ class Decoder {
   void Gemm(const WeightMatrix& w, const void* x, int64_t n, float* y, Epilogue epilogue, const float* bias,
             ThreadPool* pool);
 
+  void Show(int layer, GemmInput input, const std::vector<uint8_t>& x, int64_t dim) const {
+    if (observer_) observer_(layer, input, x.data(), n_, dim);
+  }
+
   std::shared_ptr<const DecoderWeights> weights_;
   const TransformerOps* ops_;
   const DecoderConfig& config_;
   DType dtype_;
+  GemmObserver observer_;
   int max_rows_;
   std::vector<float> cos_sin_;     // [max_positions, head_dim]
   int n_ = 0;                      // rows of the last Forward

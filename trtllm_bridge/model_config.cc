@@ -139,6 +139,29 @@ Result<DecoderConfig> ReadDecoderConfig(const GgufFile& file) {
   return config;
 }
 
+const char* QuantizationName(Quantization quantization) {
+  switch (quantization) {
+    case Quantization::kNone:
+      return "none";
+    case Quantization::kW8:
+      return "w8";
+    case Quantization::kW8A8:
+      return "w8a8";
+  }
+  return "unknown";
+}
+
+Result<Quantization> ReadQuantization(const GgufFile& file) {
+  constexpr char kKey[] = "genrecall.quantization";
+  if (!file.Has(kKey)) return Quantization::kNone;
+  Result<std::string> word = file.String(kKey);
+  if (!word.ok()) return word.status();
+  for (Quantization q : {Quantization::kW8, Quantization::kW8A8}) {
+    if (word.value() == QuantizationName(q)) return q;
+  }
+  return InvalidArgument(file.path(), ": ", kKey, " = '", word.value(), "': expected w8|w8a8");
+}
+
 Result<SidTokens> ReadSidTokens(const GgufFile& file, int vocab) {
   if (!file.Has("genrecall.level_sizes")) {
     return Status(Code::kFailedPrecondition,

@@ -38,6 +38,19 @@ struct DecoderConfig {
 // and the key.
 Result<DecoderConfig> ReadDecoderConfig(const GgufFile& file);
 
+// How the layers' matrices are held and multiplied.
+enum class Quantization {
+  kNone = 0,
+  kW8,    // int8 weights, widened to meet the activations as they are
+  kW8A8,  // int8 weights and, quantised row by row, activations
+};
+
+// "none", "w8" or "w8a8".
+const char* QuantizationName(Quantization quantization);
+
+// Key genrecall.quantization; absent: kNone. INVALID_ARGUMENT for another word.
+Result<Quantization> ReadQuantization(const GgufFile& file);
+
 // The stored table (level, code) -> token id of a SID space.
 struct SidTokens {
   SidSpace space;

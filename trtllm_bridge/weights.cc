@@ -1,9 +1,13 @@
 #include "trtllm_bridge/weights.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 #include <set>
+
+#include "kernels/quantize.h"
 
 namespace genrecall {
 namespace {
@@ -22,10 +26,15 @@ const char* TypeName(GgufType type) {
       return "F16";
     case GgufType::kBF16:
       return "BF16";
+    case GgufType::kI8:
+      return "I8";
     default:
       return "an integer type";
   }
 }
+
+// "blk.0.attn_q.weight" -> "blk.0.attn_q.scale"
+std::string ScaleName(const std::string& name) { return name.substr(0, name.rfind('.')) + ".scale"; }
 
 bool SideBySide(const std::vector<const GgufTensor*>& parts) {
   for (size_t i = 1; i < parts.size(); ++i) {
@@ -59,6 +68,9 @@ class WeightsLoader {
     w_->sid_tokens_ = tokens.value();
     used_.insert("genrecall.sid_token_ids");
     w_->digest_ = WeightsDigest(*file_);
+    Result<Quantization> quantization = ReadQuantization(*file_);
+    if (!quantization.ok()) return quantization.status();
+    w_->quantization_ = quantization.value();
 
     Collect();
     if (status_.ok()) CheckNothingIsLeft();
@@ -73,14 +85,15 @@ class WeightsLoader {
   struct Pending {
     WeightMatrix* out;
     std::vector<const GgufTensor*> parts;
+    std::vector<float> scale;  // I8: of each row
   };
 
   void Collect() {
     const DecoderConfig& c = w_->config_;
-    Matrix("token_embd.weight", c.vocab, c.hidden, &w_->embedding_);
+    Table("token_embd.weight", &w_->embedding_);
     w_->final_norm_ = Vector("output_norm.weight", c.hidden);
     tied_ = file_->tensors().count("output.weight") == 0;
-    if (!tied_) Matrix("output.weight", c.vocab, c.hidden, &w_->head_);
+    if (!tied_) Table("output.weight", &w_->head_);
     const bool bias = file_->tensors().count("blk.0.attn_q.bias") > 0;
     w_->layers_.resize(c.layers);
     for (int i = 0; i < c.layers && status_.ok(); ++i) {
@@ -98,10 +111,10 @@ class WeightsLoader {
         layer.q_norm = Vector(blk + "attn_q_norm.weight", c.head_dim);
         layer.k_norm = Vector(blk + "attn_k_norm.weight", c.head_dim);
       }
-      Matrix(blk + "attn_output.weight", c.hidden, c.q_dim(), &layer.attn_out);
+      Fused({blk + "attn_output.weight"}, {c.hidden}, c.q_dim(), &layer.attn_out);
       layer.ffn_norm = Vector(blk + "ffn_norm.weight", c.hidden);
       Fused({blk + "ffn_gate.weight", blk + "ffn_up.weight"}, {c.ffn, c.ffn}, c.hidden, &layer.gate_up);
-      Matrix(blk + "ffn_down.weight", c.hidden, c.ffn, &layer.down);
+      Fused({blk + "ffn_down.weight"}, {c.hidden}, c.ffn, &layer.down);
     }
   }
 
@@ -151,27 +164,56 @@ class WeightsLoader {
     to->insert(to->end(), from.begin(), from.end());
   }
 
-  void Matrix(const std::string& name, int64_t rows, int64_t cols, WeightMatrix* out) {
-    Fused({name}, {rows}, cols, out);
+  // The embedding, or the head: [V, D], never I8, since few of its rows are read.
+  void Table(const std::string& name, WeightMatrix* out) {
+    const DecoderConfig& c = w_->config_;
+    const GgufTensor* tensor = Find(name, {c.vocab, c.hidden});
+    if (tensor == nullptr || !CheckFloat(name, *tensor)) return;
+    *out = {dtype_, nullptr, c.vocab, c.hidden};
+    pending_.push_back({out, {tensor}, {}});
   }
 
+  // A layer's matrix, made of the tensors of these names and numbers of rows.
   void Fused(const std::vector<std::string>& names, const std::vector<int64_t>& rows, int64_t cols,
              WeightMatrix* out) {
-    Pending pending{out, {}};
-    out->cols = cols;
+    Pending pending{out, {}, {}};
     for (size_t i = 0; i < names.size(); ++i) {
       const GgufTensor* tensor = Find(names[i], {rows[i], cols});
       if (tensor == nullptr) return;
-      if (!CheckType(names[i], *tensor)) return;
+      const bool int8 = tensor->type == GgufType::kI8 && w_->quantization_ != Quantization::kNone;
+      if (!int8 && !CheckFloat(names[i], *tensor)) return;
       pending.parts.push_back(tensor);
+      if (tensor->type != pending.parts[0]->type) {
+        return Fail(InvalidArgument(file_->path(), ": tensor '", names[i], "' is ", TypeName(tensor->type),
+                                    ": expected the type of '", names[0], "', with which it is read"));
+      }
+      if (int8 && !TakeScale(names[i], rows[i], cols, &pending.scale)) return;
       out->rows += rows[i];
     }
-    out->dtype = dtype_;
+    out->cols = cols;
+    out->dtype = pending.scale.empty() ? dtype_ : DType::kI8;
     pending_.push_back(std::move(pending));
   }
 
-  // The first matrix (the embedding) gives the dtype, all others must have it.
-  bool CheckType(const std::string& name, const GgufTensor& tensor) {
+  bool TakeScale(const std::string& name, int64_t rows, int64_t cols, std::vector<float>* scale) {
+    if (cols > kMaxInt8Cols) {
+      Fail(InvalidArgument(file_->path(), ": tensor '", name, "' is I8 and has ", cols,
+                           " columns: expected <= ", kMaxInt8Cols));
+      return false;
+    }
+    const std::string scale_name = ScaleName(name);
+    const std::vector<float> values = Vector(scale_name, rows);
+    for (int64_t i = 0; i < rows && status_.ok(); ++i) {
+      if (std::isfinite(values[i]) && values[i] >= 0) continue;
+      Fail(Status(Code::kDataLoss, Cat(file_->path(), ": tensor '", scale_name, "'[", i, "] = ", values[i],
+                                       ": expected a finite number >= 0")));
+    }
+    Append(values, scale);
+    return status_.ok();
+  }
+
+  // The first table (the embedding) gives the dtype, all that is not int8 must have it.
+  bool CheckFloat(const std::string& name, const GgufTensor& tensor) {
     if (tensor.type != GgufType::kF32 && tensor.type != GgufType::kBF16) {
       Fail(Status(Code::kUnimplemented, Cat(file_->path(), ": tensor '", name, "' is ", TypeName(tensor.type),
                                             ": expected F32 or BF16")));
@@ -193,8 +235,8 @@ class WeightsLoader {
     for (const Pending& p : pending_) {
       int64_t bytes = 0;
       for (const GgufTensor* part : p.parts) bytes += part->bytes;
-      w_->bytes_ += bytes;
       if (in_place) {
+        w_->bytes_ += bytes;
         p.out->data = p.parts[0]->data;
         continue;
       }
@@ -205,8 +247,22 @@ class WeightsLoader {
         to += part->bytes;
       }
     }
+    for (const Pending& p : pending_) {
+      if (!p.scale.empty()) AddScales(p);
+    }
     if (in_place) w_->file_ = file_;
     if (tied_) w_->head_ = w_->embedding_;
+  }
+
+  void AddScales(const Pending& p) {
+    WeightMatrix* w = p.out;
+    float* scale = reinterpret_cast<float*>(Allocate(w->rows * int64_t{sizeof(float)}));
+    std::copy(p.scale.begin(), p.scale.end(), scale);
+    w->scale = scale;
+    if (w_->quantization_ != Quantization::kW8A8) return;
+    int32_t* sum = reinterpret_cast<int32_t*>(Allocate(w->rows * int64_t{sizeof(int32_t)}));
+    SumInt8Rows(static_cast<const int8_t*>(w->data), w->rows, w->cols, sum);
+    w->row_sum = sum;
   }
 
   void GatherLevelHeads() {
@@ -220,7 +276,6 @@ class WeightsLoader {
         std::memcpy(to, static_cast<const uint8_t*>(w_->head_.data) + token * row_bytes, row_bytes);
         to += row_bytes;
       }
-      w_->bytes_ += bytes;
     }
   }
 
@@ -228,6 +283,7 @@ class WeightsLoader {
     void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
     if (memory == nullptr) throw std::bad_alloc();
     w_->buffers_.emplace_back(static_cast<uint8_t*>(memory), &std::free);
+    w_->bytes_ += bytes;
     return static_cast<uint8_t*>(memory);
   }
 

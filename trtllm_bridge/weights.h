@@ -32,7 +32,8 @@ class DecoderWeights {
   // Errors name the file and the tensor: missing, unexpected, of another shape or dtype than its
   // neighbours. Matrices that lie side by side in the file (checkpoint.convert writes q, k, v and gate,
   // up so) are read where they are and the file's bytes are kept; else all are copied and the file is let
-  // go, so weights are held once either way.
+  // go, so weights are held once either way. In a quantised file a layer's matrices may be I8, each with a
+  // vector NAME.scale (for NAME.weight) of a finite scale >= 0 for every row.
   static Result<std::shared_ptr<const DecoderWeights>> Load(std::shared_ptr<const GgufFile> file);
 
   DecoderWeights(const DecoderWeights&) = delete;
@@ -40,7 +41,8 @@ class DecoderWeights {
 
   const DecoderConfig& config() const { return config_; }
   const SidTokens& sid_tokens() const { return sid_tokens_; }
-  DType dtype() const { return embedding_.dtype; }
+  DType dtype() const { return embedding_.dtype; }  // of all that is not int8
+  Quantization quantization() const { return quantization_; }
   const std::string& digest() const {
     return digest_;
   }  // names the weights: genrecall.weights_digest, else the checksum
@@ -60,6 +62,7 @@ class DecoderWeights {
 
   DecoderConfig config_;
   SidTokens sid_tokens_;
+  Quantization quantization_ = Quantization::kNone;
   std::string digest_;
   int64_t bytes_ = 0;
   WeightMatrix embedding_, head_;

@@ -62,25 +62,35 @@ def decode_items(engine, maker, users, ends, options=RankOptions(), on_batch=Non
     Yields:
       (i, item int64 [m], score float32 [m]), best first, the i in no particular order.
     """
-    lines, index = maker.lines, maker.index
     order = np.argsort(ends, kind="stable")  # like lengths together: little padding
     for first in range(0, len(order), options.batch):
         rows = order[first : first + options.batch]
         tokens, length = maker.prompts(users[rows], ends[rows])
         out = engine.decode(
-            tokens, length, index, beam_width=options.beam_width, normalize=options.normalize
+            tokens,
+            length,
+            maker.index,
+            beam_width=options.beam_width,
+            normalize=options.normalize,
         )
         for i, row in enumerate(rows):
-            beams = int(out["beams"][i])
-            item, score, _ = index.expand(
-                np.ascontiguousarray(out["sids"][i, :beams]),
-                np.ascontiguousarray(out["score"][i, :beams]),
-                k=index.num_items if index.num_sids < index.num_items else beams,
-                exclude=lines.items_of(users[row])[: ends[row]].tolist(),
-            )
-            yield row, item, score
+            yield row, *items_of(maker, out, i, users[row], ends[row])
         if on_batch is not None:
             on_batch(first + len(rows))
+
+
+def items_of(maker, out, i, user, end):
+    """The items of row i of what Engine.decode gave, without those of the user's first `end`
+    events: (item int64 [m], score float32 [m]), best first.
+    """
+    index, beams = maker.index, int(out["beams"][i])
+    item, score, _ = index.expand(
+        np.ascontiguousarray(out["sids"][i, :beams]),
+        np.ascontiguousarray(out["score"][i, :beams]),
+        k=index.num_items if index.num_sids < index.num_items else beams,
+        exclude=maker.lines.items_of(user)[:end].tolist(),
+    )
+    return item, score
 
 
 def rank_in(item, score, target):

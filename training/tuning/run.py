@@ -25,10 +25,10 @@ from genrecall.training.tuning.alignment import TASKS, Alignment
 
 @dataclass
 class Run:
-    """Everything a fine-tuning run is made of, built once by `prepare`.
+    """A decoder with its SID tokens in, and all that belongs to it.
 
-    model: decoder with SID tables; identity: what a resumed run must have in common with the one
-    that was killed (see training_state).
+    folder: of the run; model: decoder with SID tables; identity: what a resumed run must have in
+    common with the one that was killed (see training_state).
     """
 
     folder: str
@@ -39,14 +39,7 @@ class Run:
     space: prompt_spec.SidSpace
     spec: prompt_spec.PromptSpec
     maker: SampleMaker
-    alignment: Alignment
     identity: dict
-
-    def epoch(self, generator):
-        """One pass' samples, of users and of alignment tasks: packing.Samples."""
-        users = self.maker.epoch(generator)
-        tasks = self.alignment.epoch(generator, len(users))
-        return users if tasks is None else packing.concatenate([users, tasks])
 
     def save(self, folder, dtype="float32"):
         """Writes the decoder as it is now as a checkpoint folder."""
@@ -55,8 +48,21 @@ class Run:
         )
 
 
+@dataclass
+class SftRun(Run):
+    """Everything a fine-tuning run is made of, built once by `prepare`."""
+
+    alignment: Alignment
+
+    def epoch(self, generator):
+        """One pass' samples, of users and of alignment tasks: packing.Samples."""
+        users = self.maker.epoch(generator)
+        tasks = self.alignment.epoch(generator, len(users))
+        return users if tasks is None else packing.concatenate([users, tasks])
+
+
 def prepare(data_folder, run_folder, options):
-    """Data folder + RUN/semantic_ids -> Run: decoder with SID tokens, compiled prompt, index,
+    """Data folder + RUN/semantic_ids -> SftRun: decoder with SID tokens, compiled prompt, index,
     samples.
 
     Args:
@@ -112,7 +118,7 @@ def prepare(data_folder, run_folder, options):
         "prompt_spec": spec.to_json(),
         "checkpoint_digest": _weights_digest(options.checkpoint),
     }
-    return Run(run_folder, data, lines, model, tokenizer, space, spec, maker, tasks, identity)
+    return SftRun(run_folder, data, lines, model, tokenizer, space, spec, maker, identity, tasks)
 
 
 def _decoder(data, spec, options):

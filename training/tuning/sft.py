@@ -96,7 +96,7 @@ def fine_tune(run, options, report, state):
     """Trains `run`'s decoder stage by stage, resuming what was begun.
 
     Args:
-      run: run.Run.
+      run: run.SftRun.
       options: SftOptions.
       report: progress.Report, used on the main process.
       state: training_state.StateFolder.

@@ -41,6 +41,7 @@ def build_recall_graph(
         ModelShape(levels, facets, hidden_size),
         normalize=options.normalize,
         temperature=options.temperature,
+        prefix_caps=options.prefix_caps,
         per_sid_cap=options.per_sid_cap,
     )
     return RecallGraph(

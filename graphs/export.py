@@ -210,6 +210,15 @@ def configure(parser):
         help="widest a request may ask",
     )
     add("--normalize", choices=NORMALIZE, default=defaults.normalize, help="of log-probabilities")
+    add("--temperature", type=float, default=defaults.temperature, help="divides the logits")
+    add(
+        "--prefix_caps",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="diversity: beams that may share their first code, first two codes, ...; 0: no cap",
+    )
     add("--per_sid_cap", type=int, default=0, help="items of one semantic ID; 0: no cap")
     add(
         "--deadline_ms",
@@ -247,6 +256,8 @@ def main(args):
         beam_width=min(args.beam_width, args.max_beam_width),
         max_beam_width=args.max_beam_width,
         normalize=args.normalize,
+        temperature=args.temperature,
+        prefix_caps=tuple(args.prefix_caps),
         per_sid_cap=args.per_sid_cap,
         deadline_ms=args.deadline_ms,
         reply_reserve_ms=args.reply_reserve_ms,

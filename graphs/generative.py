@@ -29,6 +29,7 @@ class GenerativeBranch(tf.Module):
       clean_options: dict of the prompt's cleaning options, as `kernels.Prompt.clean_options`.
       shape: ModelShape.
       normalize: "level", "legal" or "vocab". temperature: > 0.
+      prefix_caps: at most prefix_caps[l] beams share their first l + 1 codes; 0: no cap.
       per_sid_cap: at most this many items of one semantic ID; 0: no cap.
     """
 
@@ -42,6 +43,7 @@ class GenerativeBranch(tf.Module):
         *,
         normalize="level",
         temperature=1.0,
+        prefix_caps=(),
         per_sid_cap=0,
     ):
         super().__init__(name="generative")
@@ -50,7 +52,11 @@ class GenerativeBranch(tf.Module):
         self._features = tuple(features)
         self._clean_options = dict(clean_options)
         self._shape = shape
-        self._search = {"normalize": normalize, "temperature": temperature}
+        self._search = {
+            "normalize": normalize,
+            "temperature": temperature,
+            "prefix_caps": prefix_caps,
+        }
         self._per_sid_cap = per_sid_cap
 
     def detail_specs(self):
@@ -77,6 +83,8 @@ class GenerativeBranch(tf.Module):
             request.priority,
             request.seed,
             request.row_status,
+            request.exclude_item,
+            request.exclude_length,
             levels=self._shape.levels,
             hidden_size=self._shape.hidden_size,
             **self._search,

@@ -17,6 +17,8 @@ class RecallOptions:
       beam_width: default of the input. max_beam_width: the widest a request may ask for.
       normalize: what log-probabilities are relative to: "level", "legal" or "vocab".
       temperature: divides the logits, > 0.
+      prefix_caps: (diversity) at most prefix_caps[l] beams of a request share their first l + 1
+        codes; 0: no cap. At most L - 1 numbers.
       per_sid_cap: items of one semantic ID in the generative branch's answer; 0: no cap.
       deadline_ms: default of the input; <= 0: none.
       reply_reserve_ms: kept back from a request's deadline (a quarter of it at most) to merge and
@@ -30,6 +32,7 @@ class RecallOptions:
     max_beam_width: int = 512
     normalize: str = "level"
     temperature: float = 1.0
+    prefix_caps: tuple = ()
     per_sid_cap: int = 0
     deadline_ms: int = 1000
     reply_reserve_ms: int = 10
@@ -48,6 +51,8 @@ class RecallOptions:
         expect("beam_width", in_range, f"1..max_beam_width = {self.max_beam_width}")
         expect("normalize", self.normalize in NORMALIZE, "|".join(NORMALIZE))
         expect("temperature", math.isfinite(self.temperature) and self.temperature > 0, "> 0")
+        whole = all(isinstance(cap, int) and cap >= 0 for cap in self.prefix_caps)
+        expect("prefix_caps", whole, "integers >= 0")
         expect("per_sid_cap", self.per_sid_cap >= 0, ">= 0")
         expect("deadline_ms", self.deadline_ms < 1 << 31, "< 2^31")
         expect("reply_reserve_ms", self.reply_reserve_ms >= 0, ">= 0")

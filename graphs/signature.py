@@ -102,7 +102,7 @@ def request_inputs(features, *, num_items, beam_width, deadline_ms) -> tuple[Req
         RequestInput(
             "priority", i32, "B", 0, "-1000..1000, higher goes first in the engine's queue"
         ),
-        RequestInput("seed", i32, "B", 0, "for sampling"),
+        RequestInput("seed", i32, "B", 0, "0: the best beams; else samples beams by this seed"),
     ]
     taken = {i.name for i in inputs}
     for name, kind in features:

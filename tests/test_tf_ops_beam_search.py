@@ -82,6 +82,38 @@ def test_equals_the_engine(model, weights, engine, snapshot, normalize):
         assert len(real) == len(set(real)) == min(width, index.num_sids) and set(real) <= known
 
 
+def test_excluded_items_cost_no_beam(model, engine, snapshot):
+    tokens, length = prompts(2)
+    index = kernels.RecallIndex.load(str(model.index))
+    item_id, codes, _, _ = index.rows()
+    everything = search(engine, snapshot, tokens, length, index.num_sids)  # the exact ranking
+    best = everything.sids.numpy()[0, :3].tolist()
+    gone = [int(i) for i, c in zip(item_id, codes.tolist(), strict=True) if c in best]
+    exclude = np.full((2, len(gone) + 1), -1, np.int64)
+    exclude[0, : len(gone)] = gone
+    inputs = {"exclude_item": exclude, "exclude_length": np.array([len(gone), 0], np.int32)}
+    got = search(engine, snapshot, tokens, length, index.num_sids, **inputs)
+    np.testing.assert_array_equal(got.sids[0, :-3], everything.sids[0, 3:])
+    np.testing.assert_array_equal(got.sids[1], everything.sids[1])
+    narrow = search(engine, snapshot, tokens, length, 9, **inputs)
+    assert np.all(narrow.sids[0, :, 0].numpy() >= 0), "all nine beams are real ones"
+    assert not any(sid in best for sid in narrow.sids.numpy()[0].tolist())
+
+
+def test_caps_and_seeds_reach_the_search(engine, snapshot):
+    tokens, length = prompts(1)
+    capped = search(engine, snapshot, tokens, length, 40, prefix_caps=[2]).sids.numpy()[0]
+    assert max(np.unique(capped[capped[:, 0] >= 0, 0], return_counts=True)[1]) <= 2
+    drawn = {
+        seed: search(engine, snapshot, tokens, length, 40, seed=np.array([seed], np.int32))
+        for seed in (0, 7, 8)
+    }
+    again = search(engine, snapshot, tokens, length, 40, seed=np.array([7], np.int32))
+    np.testing.assert_array_equal(again.sids, drawn[7].sids)
+    assert not np.array_equal(drawn[7].sids, drawn[8].sids)
+    assert not np.array_equal(drawn[7].sids, drawn[0].sids)
+
+
 def test_empty_batch(engine, snapshot):
     got = search(engine, snapshot, np.zeros((0, 3), np.int32), np.zeros(0, np.int32), 5)
     assert [t.shape.as_list() for t in got] == [[0, 1, 4], [0, 1], [0, 1, 4], [0, HIDDEN], [0]]
@@ -116,6 +148,12 @@ def test_names_what_is_wrong(engine, snapshot, model):
         (dict(levels=3), "index has 4 levels: expected levels = 3|expected levels = 3"),
         (dict(hidden_size=65), "hidden size 64: expected levels = 4, hidden_size = 65"),
         (dict(temperature=0.0), "temperature = 0: expected > 0"),
+        (dict(prefix_caps=[1, -1]), r"prefix_caps\[1\] = -1: expected >= 0"),
+        (dict(prefix_caps=[1] * 4), "prefix_caps has 4 entries: expected at most L - 1 = 3"),
+        (
+            dict(exclude_item=np.zeros((2, 1), np.int64), exclude_length=zeros + 2),
+            r"exclude_length\[0\] = 2: expected 0..E = 1",
+        ),
     ]
     for changes, message in cases:
         changes = {"length": length, **changes}

@@ -29,11 +29,14 @@ def constrained_beam_search(
     priority,
     seed,
     row_status=None,
+    exclude_item=None,
+    exclude_length=None,
     *,
     levels,
     hidden_size,
     normalize="level",
     temperature=1.0,
+    prefix_caps=(),
 ):
     """Decodes semantic IDs of the index: every row is a request of its own to the engine.
 
@@ -47,12 +50,17 @@ def constrained_beam_search(
       beam_width: int32 [B], 1..4096 beams wanted.
       deadline_ms: int32 [B], from the start of the op; <= 0: none.
       priority: int32 [B], higher goes first.
-      seed: int32 [B], of sampling.
+      seed: int32 [B]. 0: the best beams. Else the seed of a sample of beams without replacement
+        (Gumbel top-k), in the order of the draw, from the distribution over legal semantic IDs.
       row_status: int32 [B]: rows that are not 0 are not decoded, nor looked at. None: all 0.
+      exclude_item: int64 [B, E], exclude_length: int32 [B], 0..E: items the row must not get; a
+        semantic ID that has no others gets no beam. None: no exclusions.
       levels: L of engine and index; hidden_size: D of the engine.
       normalize: what a step's log-probabilities are normalised over: the codes of the "level", the
         "legal" ones, or the whole "vocab".
       temperature: > 0; logits are divided by it.
+      prefix_caps: ints, at most L - 1; at most prefix_caps[l] beams share their first l + 1 codes,
+        0: no cap.
 
     Returns:
       DecodedBeams. A row that fails among others has its code in `status` and no beams: 3 a prompt
@@ -64,6 +72,9 @@ def constrained_beam_search(
       CancelledError: the step was cancelled.
       tf.errors.OpError: B = 1 and the row failed, with that code.
     """
+    if exclude_item is None:
+        exclude_item = tf.fill([tf.shape(length)[0], 1], tf.constant(-1, tf.int64))
+        exclude_length = tf.zeros_like(length)
     return DecodedBeams(
         *ops.genrecall_constrained_beam_search(
             getattr(engine_handle, "resource_handle", engine_handle),
@@ -75,10 +86,13 @@ def constrained_beam_search(
             deadline_ms,
             priority,
             seed,
+            exclude_item,
+            exclude_length,
             row_status_or_ok(row_status, length),
             levels=levels,
             hidden_size=hidden_size,
             normalize=normalize,
             temperature=temperature,
+            prefix_caps=list(prefix_caps),
         )
     )

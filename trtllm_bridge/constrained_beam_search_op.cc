@@ -9,6 +9,7 @@
 #include "tf_ops/engine_resource.h"
 #include "tf_ops/index_variant.h"
 #include "tf_ops/resource_init.h"
+#include "trtllm_bridge/beam_search.h"
 
 namespace genrecall {
 namespace {
@@ -17,8 +18,8 @@ using tensorflow::OpKernelConstruction;
 using tensorflow::OpKernelContext;
 using tensorflow::shape_inference::InferenceContext;
 
-constexpr const char* kRowInputs[] = {"length",   "stable_prefix", "beam_width", "deadline_ms",
-                                      "priority", "seed",          "row_status"};
+constexpr const char* kRowInputs[] = {"length",   "stable_prefix", "beam_width",     "deadline_ms",
+                                      "priority", "seed",          "exclude_length", "row_status"};
 
 REGISTER_OP("Genrecall>ConstrainedBeamSearch")
     .Input("engine: resource")
@@ -30,11 +31,14 @@ REGISTER_OP("Genrecall>ConstrainedBeamSearch")
     .Input("deadline_ms: int32")
     .Input("priority: int32")
     .Input("seed: int32")
+    .Input("exclude_item: int64")
+    .Input("exclude_length: int32")
     .Input("row_status: int32")
     .Attr("levels: int >= 1")
     .Attr("hidden_size: int >= 1")
     .Attr("normalize: {'level', 'legal', 'vocab'} = 'level'")
     .Attr("temperature: float = 1.0")
+    .Attr("prefix_caps: list(int) = []")
     .Output("sids: int32")
     .Output("score: float")
     .Output("step_score: float")
@@ -51,6 +55,7 @@ REGISTER_OP("Genrecall>ConstrainedBeamSearch")
       TF_RETURN_IF_ERROR(dims.Input("engine", ""));
       TF_RETURN_IF_ERROR(dims.Input("index", ""));
       TF_RETURN_IF_ERROR(dims.Input("tokens", "BP"));
+      TF_RETURN_IF_ERROR(dims.Input("exclude_item", "BE"));
       for (const char* name : kRowInputs) TF_RETURN_IF_ERROR(dims.Input(name, "B"));
       TF_RETURN_IF_ERROR(dims.Output("sids", "BWL"));
       TF_RETURN_IF_ERROR(dims.Output("score", "BW"));
@@ -73,12 +78,16 @@ stable_prefix: <int32>[B], 0..length: tokens that repeat over this user's reques
 beam_width: <int32>[B], 1..4096 beams wanted.
 deadline_ms: <int32>[B], from now; <= 0: none.
 priority: <int32>[B], higher goes first.
-seed: <int32>[B], of sampling.
+seed: <int32>[B], 0: the best beams; else the seed of a sample of beams without replacement, drawn from the model's
+  distribution over legal semantic IDs, in the order of the draw.
+exclude_item: <int64>[B, E], items the row must not get: a semantic ID that has no others gets no beam.
+exclude_length: <int32>[B], 0..E.
 row_status: <int32>[B], 0 or the code for which a row is to be empty.
 levels: L of engine and index.
 hidden_size: D of the engine.
 normalize: what a step's log-probabilities are normalised over: the codes of the level, the legal ones, or the vocabulary.
 temperature: > 0; logits are divided by it.
+prefix_caps: at most prefix_caps[l] beams share their first l + 1 codes, 0: no cap; at most L - 1 of them.
 sids: <int32>[B, W, L], W the largest beam_width of the batch; best beam first; -1 pads.
 score: <float>[B, W], sums of log-probabilities; -inf pads.
 step_score: <float>[B, W, L]; -inf pads.
@@ -89,22 +98,27 @@ status: <int32>[B], row_status, or the code with which decoding ended.
 // The op's inputs, checked.
 struct SearchInputs {
   int64_t rows = 0, max_tokens = 0;
-  const int32_t *tokens, *length, *stable_prefix, *beam_width, *deadline_ms, *priority, *seed, *row_status;
+  int64_t max_excluded = 0;
+  const int32_t *tokens, *length, *stable_prefix, *beam_width, *deadline_ms, *priority, *seed,
+      *exclude_length, *row_status;
+  const int64_t* exclude_item;
   std::shared_ptr<const RecallIndex> index;
 
   absl::Status Read(OpKernelContext* ctx, int levels) {
     InputDims dims;
     TF_RETURN_IF_ERROR(IndexInput(ctx, levels, /*facets=*/-1, &index));
     TF_RETURN_IF_ERROR(dims.Input(ctx, "tokens", "BP", &tokens));
-    const int32_t** const row_inputs[] = {&length,   &stable_prefix, &beam_width, &deadline_ms,
-                                          &priority, &seed,          &row_status};
+    TF_RETURN_IF_ERROR(dims.Input(ctx, "exclude_item", "BE", &exclude_item));
+    const int32_t** const row_inputs[] = {&length,   &stable_prefix, &beam_width,     &deadline_ms,
+                                          &priority, &seed,          &exclude_length, &row_status};
     for (size_t i = 0; i < std::size(kRowInputs); ++i) {
       TF_RETURN_IF_ERROR(dims.Input(ctx, kRowInputs[i], "B", row_inputs[i]));
     }
-    rows = dims['B'], max_tokens = dims['P'];
+    rows = dims['B'], max_tokens = dims['P'], max_excluded = dims['E'];
     for (int64_t b = 0; b < rows; ++b) {
       if (row_status[b] != 0) continue;
       TF_RETURN_IF_ERROR(CheckLength("length", b, length[b], 'P', max_tokens));
+      TF_RETURN_IF_ERROR(CheckLength("exclude_length", b, exclude_length[b], 'E', max_excluded));
       TF_RETURN_IF_ERROR(CheckRange("stable_prefix", b, stable_prefix[b], 0, length[b], "length"));
       TF_RETURN_IF_ERROR(CheckRange("beam_width", b, beam_width[b], 1, kMaxBeamWidth, "max_beam_width"));
     }
@@ -128,6 +142,8 @@ struct SearchInputs {
     request.beam = options;
     request.beam.width = beam_width[b];
     request.beam.seed = static_cast<uint32_t>(seed[b]);
+    const int64_t* excluded = exclude_item + b * max_excluded;
+    request.exclude.assign(excluded, excluded + exclude_length[b]);
     if (deadline_ms[b] > 0) request.deadline = start + std::chrono::milliseconds(deadline_ms[b]);
     request.priority = priority[b];
     return request;
@@ -176,6 +192,9 @@ class ConstrainedBeamSearchOp : public tensorflow::AsyncOpKernel {
     options_.normalize = normalize == "level"   ? Normalize::kLevel
                          : normalize == "legal" ? Normalize::kLegal
                                                 : Normalize::kVocab;
+    std::vector<int32_t> prefix_caps;
+    OP_REQUIRES_OK(c, c->GetAttr("prefix_caps", &prefix_caps));
+    OP_REQUIRES_OK(c, ToAbsl(SetPrefixCaps(prefix_caps, levels_, &options_)));
   }
 
   void ComputeAsync(OpKernelContext* ctx, DoneCallback done) override {

@@ -22,10 +22,14 @@ class Oracle:
     def answer(self, users, *, k, beam_width, quotas=(-1, -1)):
         """Per user: list of (item, score, mask), generative branch first, then popular."""
         tokens, length, _ = self.prompts(users)
-        beams = self.engine.decode(tokens, length, self.index, beam_width=beam_width)
+        excluded = [
+            row[:n] for row, n in zip(users["exclude_item"], users["exclude_length"], strict=True)
+        ]
+        beams = self.engine.decode(
+            tokens, length, self.index, beam_width=beam_width, exclude=excluded
+        )
         answers = []
-        for b in range(len(length)):
-            exclude = users["exclude_item"][b, : users["exclude_length"][b]]
+        for b, exclude in enumerate(excluded):
             sids, score = beams["sids"][b], beams["score"][b]
             items, scores, _ = self.index.expand(sids, score, k, exclude=exclude)
             popular = self.index.popular(k, exclude=exclude)

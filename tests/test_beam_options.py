@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import random_decoder
 
 from genrecall import kernels
 from genrecall.trtllm_bridge import _engine
@@ -208,3 +209,27 @@ def test_bad_caps_are_refused():
         search(index, 4, logits, prefix_caps=[1, -2])
     with pytest.raises(ValueError, match="prefix_caps has 3 entries: expected at most L - 1 = 2"):
         search(index, 4, logits, prefix_caps=[1, 1, 1])
+
+
+def test_the_engines_door_takes_them_all(tmp_path):
+    decoder = random_decoder.Decoder(tmp_path, level_sizes=(8, 8, 8))
+    index, _ = random_decoder.random_index((8, 8, 8), 200, seed=1)
+    prompt, engine = decoder.prompt(12), decoder.engine
+    plain = random_decoder.decode(engine, prompt, index, beam_width=200)
+    best = plain["sids"][0].tolist()
+    item_id, codes, _, _ = index.rows()
+    gone = [int(i) for i, c in zip(item_id, codes.tolist(), strict=True) if c == best]
+    options = {"beam_width": 9, "seed": 3, "prefix_caps": [2]}
+    batch = engine.decode(
+        np.stack([prompt] * 2), [12, 12], index, exclude=[gone, []], normalize="legal", **options
+    )
+    alone = engine.submit(prompt, index, exclude=gone, normalize="legal", **options).result()
+    np.testing.assert_array_equal(batch["sids"][0], alone["sids"])
+    assert best not in alone["sids"].tolist() and alone["beams"] == 9
+    assert max(np.unique(alone["sids"][:, 0], return_counts=True)[1]) <= 2
+    everything = engine.submit(prompt, index, exclude=item_id.tolist()).result()
+    assert everything["beams"] == 0 and np.isfinite(everything["user_state"]).all()
+    with pytest.raises(ValueError, match="exclude: expected one list of items for each of 1 rows"):
+        engine.decode(prompt[None], [12], index, exclude=[[], []])
+    with pytest.raises(ValueError, match="prefix_caps has 3 entries: expected at most L - 1 = 2"):
+        engine.submit(prompt, index, prefix_caps=[1, 1, 1])

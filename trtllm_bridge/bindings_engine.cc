@@ -1,4 +1,5 @@
 // Python door of the engine: blocking decode of a batch, requests in flight, what the engine says of itself.
+#include "trtllm_bridge/beam_search.h"
 #include "trtllm_bridge/bindings_requests.h"
 
 namespace genrecall {
@@ -15,16 +16,33 @@ std::vector<int> Widths(const py::object& beam_width, py::ssize_t batch) {
   return std::vector<int>(widths.data(), widths.data() + batch);
 }
 
+BeamOptions ToBeamOptions(const CpuEngine& engine, const std::string& normalize, float temperature,
+                          uint64_t seed, const std::vector<int32_t>& prefix_caps) {
+  BeamOptions beam;
+  beam.normalize = ParseNormalize(normalize);
+  beam.temperature = temperature;
+  beam.seed = seed;
+  ThrowIfError(SetPrefixCaps(prefix_caps, static_cast<int>(engine.sid_space().level_sizes.size()), &beam));
+  return beam;
+}
+
 py::dict Decode(CpuEngine& engine, const py::object& tokens_in, const py::object& length_in,
                 std::shared_ptr<RecallIndex> index, const py::object& beam_width,
-                const std::string& normalize, float temperature) {
+                const std::string& normalize, float temperature, uint64_t seed,
+                const std::vector<int32_t>& prefix_caps, std::vector<std::vector<int64_t>> exclude) {
   const Array<int32_t> tokens = IntArray<int32_t>(tokens_in, "tokens", 2);
   const Array<int32_t> length = IntArray<int32_t>(length_in, "length", 1);
   const py::ssize_t batch = tokens.shape(0);
   if (length.shape(0) != batch) {
     throw py::value_error(Cat("length: expected shape [", batch, "], got ", ShapeString(length)));
   }
-  const DecodeOptions options{Widths(beam_width, batch), ParseNormalize(normalize), temperature};
+  if (!exclude.empty() && static_cast<py::ssize_t>(exclude.size()) != batch) {
+    throw py::value_error(
+        Cat("exclude: expected one list of items for each of ", batch, " rows, got ", exclude.size()));
+  }
+  const DecodeOptions options{Widths(beam_width, batch),
+                              ToBeamOptions(engine, normalize, temperature, seed, prefix_caps),
+                              std::move(exclude)};
   const auto slots = BatchDecode(&engine, std::move(index)).Run(tokens, length, options);
 
   const py::ssize_t levels = static_cast<py::ssize_t>(engine.sid_space().level_sizes.size());
@@ -55,14 +73,15 @@ py::dict Decode(CpuEngine& engine, const py::object& tokens_in, const py::object
 
 PyRequest SubmitRequest(const std::shared_ptr<CpuEngine>& engine, const py::object& tokens_in,
                         std::shared_ptr<RecallIndex> index, int beam_width, const std::string& normalize,
-                        float temperature, int priority, int64_t deadline_ms) {
+                        float temperature, int priority, int64_t deadline_ms, uint64_t seed,
+                        const std::vector<int32_t>& prefix_caps, std::vector<int64_t> exclude) {
   const Array<int32_t> tokens = IntArray<int32_t>(tokens_in, "tokens", 1);
   DecodeRequest request;
   request.prompt.assign(tokens.data(), tokens.data() + tokens.size());
   request.index = std::move(index);
+  request.beam = ToBeamOptions(*engine, normalize, temperature, seed, prefix_caps);
   request.beam.width = beam_width;
-  request.beam.normalize = ParseNormalize(normalize);
-  request.beam.temperature = temperature;
+  request.exclude = std::move(exclude);
   request.priority = priority;
   if (deadline_ms > 0) request.deadline = Clock::now() + std::chrono::milliseconds(deadline_ms);
   return PyRequest(engine, std::move(request));
@@ -186,6 +205,10 @@ Args:
   beam_width: one number or int32 [B], each 1..4096; W is the largest.
   normalize: "level" (softmax over the level's codes), "legal" (over the allowed ones), "vocab" (over all).
   temperature: > 0; logits are divided by it.
+  seed: 0: the best beams. Else the seed of a sample of beams without replacement (Gumbel top-k), in the order
+    of the draw, from the distribution over legal SIDs.
+  prefix_caps: at most L - 1 ints; at most prefix_caps[l] beams share their first l + 1 codes, 0: no cap.
+  exclude: B lists of item ids that the row must not get, or none; a SID with no other items gets no beam.
 
 Returns:
   dict: sids int32 [B, W, L] (-1 pads), score float32 [B, W] (-inf pads), step_score float32 [B, W, L],
@@ -198,7 +221,7 @@ constexpr char kSubmitDoc[] = R"(Puts one request in flight.
 
 Args:
   tokens: int32 [P], the prompt.
-  index, beam_width, normalize, temperature: as for decode.
+  index, beam_width, normalize, temperature, seed, prefix_caps: as for decode. exclude: item ids.
   priority: higher goes first; -1000 is warm-up's.
   deadline_ms: from now; past it the request ends with DEADLINE_EXCEEDED. 0: none.
 
@@ -243,10 +266,13 @@ void BindEngine(py::module_& m) {
            py::arg("max_prompt_tokens") = 4096, py::arg("engine") = "cpu")
       .def("decode", &Decode, py::arg("tokens"), py::arg("length"), py::arg("index"), py::kw_only(),
            py::arg("beam_width") = 50, py::arg("normalize") = "level", py::arg("temperature") = 1.0f,
-           kDecodeDoc)
+           py::arg("seed") = 0, py::arg("prefix_caps") = std::vector<int32_t>(),
+           py::arg("exclude") = std::vector<std::vector<int64_t>>(), kDecodeDoc)
       .def("submit", &SubmitRequest, py::arg("tokens"), py::arg("index"), py::kw_only(),
            py::arg("beam_width") = 50, py::arg("normalize") = "level", py::arg("temperature") = 1.0f,
-           py::arg("priority") = 0, py::arg("deadline_ms") = 0, kSubmitDoc)
+           py::arg("priority") = 0, py::arg("deadline_ms") = 0, py::arg("seed") = 0,
+           py::arg("prefix_caps") = std::vector<int32_t>(), py::arg("exclude") = std::vector<int64_t>(),
+           kSubmitDoc)
       .def("forward", &Forward, py::arg("tokens"),
            "Logits float32 [T, V] of int32 [T] tokens: one prefill, no trie.")
       .def("input_maxima", &InputMaxima, py::arg("tokens"),

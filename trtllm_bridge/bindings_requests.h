@@ -124,9 +124,9 @@ class PyRequest {
 };
 
 struct DecodeOptions {
-  std::vector<int> width;  // [B]
-  Normalize normalize;
-  float temperature;
+  std::vector<int> width;                     // [B]
+  BeamOptions beam;                           // of every row but for the width
+  std::vector<std::vector<int64_t>> exclude;  // [B], or none
 };
 
 // Everything of a batch, in windows that the engine's queue can take: a batch may be larger than the queue.
@@ -149,9 +149,9 @@ class BatchDecode {
       DecodeRequest request;
       request.prompt.assign(row, row + n);
       request.index = index_;
+      request.beam = options.beam;
       request.beam.width = options.width[b];
-      request.beam.normalize = options.normalize;
-      request.beam.temperature = options.temperature;
+      if (!options.exclude.empty()) request.exclude = options.exclude[b];
       slots_.push_back(SubmitWaiting(request));
     }
     for (const auto& slot : slots_) slot->Wait(Clock::time_point::max());

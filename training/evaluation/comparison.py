@@ -3,6 +3,7 @@ one table. Knows no method.
 """
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from genrecall.training.evaluation import intervals, metrics
@@ -73,28 +74,29 @@ def _difference(means, samples, names, main):
     return out
 
 
-# Metric -> head of its column, and whether its interval is shown.
+# Metric -> head of its column, and whether half its interval's width is shown below the value.
 _COLUMNS = {
     "hr@5": ("HR@5", False),
     "ndcg@5": ("NDCG@5", False),
     "hr@10": ("HR@10", True),
     "ndcg@10": ("NDCG@10", True),
     "hr@50": ("HR@50", False),
-    "ecpm@10": ("eCPM@10", False),
-    "ecpm_hit@10": ("eCPM hit@10", False),
-    "coverage@10": ("cover@10", False),
-    "hot@10": ("hot@10", False),
+    "ecpm@10": ("eCPM@10", True),
+    "ecpm_hit@10": ("hit eCPM", True),
+    "coverage@10": ("cover", False),
+    "hot@10": ("hot", False),
 }
+NOTE = "+-: 95 % confidence over users; hit eCPM, cover and hot: of ten items"
 
 
 def table(result, title):
     """What `compare` gave as a rich Table, a method a row."""
-    out = Table(title=title)
+    out = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))
     out.add_column("method")
     first = next(iter(result["methods"].values()))
     shown = {metric: c for metric, c in _COLUMNS.items() if metric in first}
     for head, _ in shown.values():
-        out.add_column(head, justify="right", no_wrap=False)
+        out.add_column(head, justify="right")
     for method, values in result["methods"].items():
         between = result["intervals"][method]
         cells = [
@@ -108,10 +110,11 @@ def table(result, title):
 def _cell(metric, value, between):
     if metric.startswith(("coverage", "hot")):
         return f"{value:.1%}"
-    if metric.startswith("ecpm@"):
-        return f"{value:.2f}"
-    text = f"{value:.4f}"
-    return text if between is None else f"{text} [{between[0]:.4f}, {between[1]:.4f}]"
+    digits = 2 if metric.startswith("ecpm@") else 4
+    text = f"{value:.{digits}f}"
+    if between is None:
+        return text
+    return f"{text}\n+-{max(value - between[0], between[1] - value):.{digits}f}"
 
 
 def difference_line(result, main):

@@ -170,7 +170,7 @@ def print_result(result, console):
     console.print(comparison.table(result, title))
     options = result["options"]
     notes = [
-        "[..]: 95 % confidence interval over users",
+        comparison.NOTE,
         comparison.difference_line(result, MODEL),
         f"beam {options['beam_width']} (ranks beyond it are misses), normalize "
         f"{options['normalize']}, {result['seconds']:.0f} s; hot: the {result['hot_items']} most "
@@ -178,6 +178,12 @@ def print_result(result, console):
     ]
     for note in filter(None, notes):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def wide_console():
+    """The terminal, or, where output goes to a file, one that is wide enough for the table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=110)
 
 
 @contextmanager
@@ -206,7 +212,7 @@ def main(args):
     result, points = evaluate(read_data(args.data), args.run, options)
     path = args.output or os.path.join(args.run, f"evaluation_{options.split}.json")
     files.write_json(path, result)
-    print_result(result, Console())
+    print_result(result, wide_console())
     print(path)
     if points:
         for path in widths.write(os.path.join(args.run, f"widths_{options.split}"), points):

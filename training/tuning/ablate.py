@@ -17,7 +17,7 @@ import tempfile
 from dataclasses import dataclass, replace
 
 import numpy as np
-from rich.console import Console
+from rich import box
 from rich.table import Table
 
 from genrecall.training import config, files, manifest
@@ -216,7 +216,8 @@ def _gain(full, own):
 def table(result):
     """RUN/ablation.json as a rich Table, a variant a row."""
     seeds = ", ".join(map(str, result["seeds"]))
-    out = Table(title=f"what each is worth: {result['users']} validation users, seed {seeds}")
+    title = f"what each is worth: {result['users']} validation users, seed {seeds}"
+    out = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))
     for head in ("without", "HR@10", "NDCG@10", "gain HR@10", "gain NDCG@10", "tokens", "min"):
         out.add_column(head, justify="left" if head == "without" else "right")
     for row in result["variants"]:
@@ -285,8 +286,7 @@ def configure(parser):
 
 def main(args):
     options = config.from_args(AblateOptions, args, _presets(), lambda given: "small")
-    console = Console()
     result = ablate(read_data(args.data), args.run, options)
-    console.print(table(result))
+    evaluate.wide_console().print(table(result))
     print(note(result))
     print(os.path.join(args.run, "ablation.json"))

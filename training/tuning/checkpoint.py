@@ -18,6 +18,7 @@ from genrecall.kernels import prompt_spec
 from genrecall.kernels.json_fields import read_json
 from genrecall.training import files
 from genrecall.training.tuning import sid_tables
+from genrecall.trtllm_bridge import checkpoint as converter
 
 transformers.utils.logging.disable_progress_bar()  # of files that are written in a moment
 
@@ -53,19 +54,23 @@ def load_decoder(folder):
 
     Raises:
       FileNotFoundError: no config.json there.
-      ValueError: another architecture than ARCHITECTURES; a damaged file.
+      ValueError: another architecture than ARCHITECTURES; what the engine cannot serve; a damaged
+        file.
     """
     if not os.path.exists(os.path.join(folder, "config.json")):
         raise FileNotFoundError(
             f"{folder}: no config.json; expected a Hugging Face checkpoint folder"
         )
-    architecture = (
-        read_json(os.path.join(folder, "config.json")).get("architectures") or ["none"]
-    )[0]
+    config = read_json(os.path.join(folder, "config.json"))
+    architecture = (config.get("architectures") or ["none"])[0]
     if architecture not in ARCHITECTURES:
         raise ValueError(
             f"{folder}: architecture {architecture}: expected one of {', '.join(ARCHITECTURES)}"
         )
+    try:
+        converter.read_shape(config)  # what the engine would not run is not worth training
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
     options = {"local_files_only": True}
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from genrecall.training.prompting import packing
-from genrecall.training.tuning import sid_tables
+from genrecall.training.tuning import decoder_body, sid_tables
 
 
 class NextSid(nn.Module):
@@ -38,22 +38,7 @@ class NextSid(nn.Module):
         self.level_sizes = space.level_sizes
         self.first_ids = [ids[0] for ids in space.token_ids]
         self.parts = (*(f"level_{level}" for level in range(len(self.level_sizes))), "text")
-        if dropout:
-            self._add_dropout(dropout)
-
-    def _add_dropout(self, rate):
-        # Hooks leave the module tree, and with it the checkpoint, an ordinary one.
-        def drop(module, _, output):
-            head, *rest = output if isinstance(output, tuple) else (output,)
-            head = functional.dropout(head, rate, self.training)
-            return (head, *rest) if rest else head if not isinstance(output, tuple) else (head,)
-
-        body = self.decoder.model
-        for module in (
-            body.embed_tokens,
-            *(m for layer in body.layers for m in (layer.self_attn, layer.mlp)),
-        ):
-            module.register_forward_hook(drop)
+        self.dropout = dropout
 
     def forward(self, tokens, at, code, own=None, anchor=None, text_at=None, text_token=None):
         """Cross-entropy of every level and of the text tokens, summed.
@@ -70,9 +55,9 @@ class NextSid(nn.Module):
 
     def states(self, tokens, own=None, anchor=None):
         """Last hidden states, float [B * T, H], for fields of packing.Batch."""
-        seen = {} if own is None else self._seen(own, anchor)
-        hidden = self.decoder.model(input_ids=tokens, use_cache=False, **seen)
-        return hidden.last_hidden_state.flatten(0, 1)
+        seen = () if own is None else packing.layout(own, anchor)
+        rate = self.dropout if self.training else 0.0
+        return decoder_body.hidden_states(self.decoder, tokens, *seen, dropout=rate).flatten(0, 1)
 
     def losses(self, hidden, at, code, text_at=None, text_token=None):
         """What forward returns, from the states."""
@@ -98,14 +83,6 @@ class NextSid(nn.Module):
             logits, target = self._logits(hidden[at[level]], level, code[level])
             rows.append(-functional.cross_entropy(logits.float(), target, reduction="none"))
         return torch.stack(rows)
-
-    def _seen(self, own, anchor):
-        """What the decoder is told of packed samples."""
-        position, visible = packing.layout(own, anchor)
-        if self.decoder.config._attn_implementation != "sdpa":  # these add the mask to the scores
-            zeros = torch.zeros(visible.shape, dtype=self.decoder.dtype, device=visible.device)
-            visible = zeros.masked_fill(~visible, torch.finfo(zeros.dtype).min)
-        return {"position_ids": position, "attention_mask": visible}
 
     def _logits(self, states, level, code):
         """(logits [n, candidates], int64 [n], which of them is `code`)."""

@@ -9,7 +9,7 @@ BUILT := $(VENV)/.built
 
 SOURCES := setup.py pyproject.toml build_defs.bzl $(wildcard kernels/*.cc kernels/*.h trtllm_bridge/*.cc trtllm_bridge/*.h tf_ops/*.cc tf_ops/*.h)
 
-.PHONY: demo test lint bench check-slow bazel-test wheel clean
+.PHONY: demo test lint bench soak check-slow bazel-test wheel clean
 
 $(INSTALLED): constraints.txt pyproject.toml
 	@echo "== virtual environment in $(VENV) (TensorFlow and PyTorch: a few minutes the first time)"
@@ -50,6 +50,10 @@ $(BASELINES)/.installed: benchmarks/baselines.txt
 # All figures beside their baselines and the machine's floor: about an hour. ARGS="--compare FILE", and others.
 bench: $(BUILT) $(BASELINES)/.installed
 	GENRECALL_BASELINES_PYTHON=$(abspath $(BASELINES))/bin/python $(BIN)/python benchmarks/bench.py $(ARGS)
+
+# The engine under ThreadSanitizer, then the kernels under AddressSanitizer: 20 minutes each. ARGS="--minutes 2", and others.
+soak: $(BUILT)
+	PYTHONPATH=tests $(BIN)/python tests/engine_driver.py --sanitizer thread address $(ARGS)
 
 # What is too slow or too special for `make test`: run by hand before a release.
 check-slow: $(BUILT) bazel-test

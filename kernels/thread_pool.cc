@@ -48,7 +48,7 @@ struct ThreadPool::Rep {
   static constexpr int kClosed = 1 << 30;
 
   // The job. Written only while the gate is closed and empty, so workers inside the gate may read it.
-  const std::function<void(int64_t, int64_t)>* fn = nullptr;
+  const RangeFn* fn = nullptr;
   int64_t n = 0, grain = 1;
   alignas(64) std::atomic<int64_t> next{0};    // first element nobody has taken
   alignas(64) std::atomic<int> gate{kClosed};  // kClosed flag + number of workers inside
@@ -144,7 +144,7 @@ ThreadPool::~ThreadPool() {
 
 int ThreadPool::num_threads() const { return static_cast<int>(rep_->workers.size()) + 1; }
 
-void ThreadPool::ParallelFor(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& fn) {
+void ThreadPool::ParallelFor(int64_t n, int64_t grain, RangeFn fn) {
   if (n <= 0) return;
   grain = std::max<int64_t>(grain, 1);
   if (rep_->workers.empty() || n <= grain) {
@@ -161,8 +161,7 @@ void ThreadPool::ParallelFor(int64_t n, int64_t grain, const std::function<void(
   rep_->CloseAndWait();
 }
 
-void ParallelFor(ThreadPool* pool, int64_t n, int64_t grain,
-                 const std::function<void(int64_t, int64_t)>& fn) {
+void ParallelFor(ThreadPool* pool, int64_t n, int64_t grain, RangeFn fn) {
   if (pool != nullptr) {
     pool->ParallelFor(n, grain, fn);
   } else if (n > 0) {

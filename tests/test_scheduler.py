@@ -159,9 +159,9 @@ def test_cancelled_and_late_requests_leave_at_the_next_step():
     s.plan()
     s.cancel(2)
     s.cancel(99)  # unknown: ignored
-    assert s.expire(5.0) == [(1, DEADLINE_EXCEEDED), (2, CANCELLED)]
+    assert s.expire(5.0) == [(1, DEADLINE_EXCEEDED, False), (2, CANCELLED, False)]
     assert (s.waiting, s.running) == (2, 0)
-    assert s.expire(9.5) == [(3, DEADLINE_EXCEEDED)]
+    assert s.expire(9.5) == [(3, DEADLINE_EXCEEDED, False)]
     assert s.plan() == [(4, 100)]
     assert (s.waiting, s.running) == (0, 1)
 
@@ -172,7 +172,7 @@ def test_cancelled_rows_go_to_the_others():
     sim.submit(2, 1000)
     assert sim.step() == {1: 64, 2: 64}
     sim.scheduler.cancel(1)
-    assert sim.scheduler.expire(0.0) == [(1, CANCELLED)]
+    assert sim.scheduler.expire(0.0) == [(1, CANCELLED, False)]
     assert sim.step() == {2: 128}
 
 

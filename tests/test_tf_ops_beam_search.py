@@ -264,6 +264,34 @@ def test_metrics_show_what_was_decoded(engine, snapshot):
     assert not bad
 
 
+def metric_values():
+    page = tf_ops.metrics_text().numpy().decode()
+    return dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+
+
+def test_a_kept_prefix_answers_the_same_and_is_counted(weights, snapshot):
+    engine = tf_ops.EngineResource(weights, num_threads=1, kv_bytes=(1 << 30) + 1)
+    tokens, length = prompts(1, longest=150, seed=3)
+    length[:] = 150
+    stable = dict(stable_prefix=np.array([140], np.int32))
+    before = metric_values()
+    miss, hit = (search(engine, snapshot, tokens, length, 9, **stable) for _ in range(2))
+    for a, b in zip(miss, hit, strict=True):
+        np.testing.assert_array_equal(a, b)
+    after = metric_values()
+
+    def growth(name):
+        return int(after[name]) - int(before.get(name, 0))
+
+    assert growth(':genrecall:prefix_cache:rows{outcome="hit"}') == 1
+    assert growth(':genrecall:prefix_cache:rows{outcome="miss"}') == 1
+    assert growth(':genrecall:prefix_cache:tokens{source="cached"}') == 128
+    assert growth(':genrecall:prefix_cache:tokens{source="computed"}') == 300 - 128
+    assert growth(':genrecall:engine:kv_cached_bytes{engine="cpu"}') > 0
+    assert int(after[':genrecall:engine:kv_resident_bytes{engine="cpu"}']) > 0
+    assert int(after[':genrecall:engine:kv_evicted_pages{engine="cpu"}']) == 0
+
+
 def test_resources_survive_a_saved_model(model, weights, tmp_path):
     class Search(tf.Module):
         def __init__(self):

@@ -17,9 +17,12 @@ void DecodeBatch::Submit(int64_t row, DecodeRequest request) {
     engine = engine_;  // Close has not run, so it is there
   }
   auto self = shared_from_this();
+  const int64_t tokens = static_cast<int64_t>(request.prompt.size());
   // Not under the mutex: a refused request's callback comes before Submit returns.
-  const RequestId id = engine->Submit(
-      std::move(request), [self, row](DecodeResult result) { self->Finished(row, std::move(result)); });
+  const RequestId id = engine->Submit(std::move(request), [self, row, tokens](DecodeResult result) {
+    if (result.status.ok()) metrics::CountPrefix(result.cached_tokens, tokens - result.cached_tokens);
+    self->Finished(row, std::move(result));
+  });
   bool cancel;
   {
     std::lock_guard<std::mutex> lock(mutex_);

@@ -77,6 +77,15 @@ const auto* running =
     new EngineGauge("/genrecall/engine/running", "Requests being decoded.", &EngineStats::running);
 const auto* kv_bytes =
     new EngineGauge("/genrecall/engine/kv_bytes", "Memory of keys and values.", &EngineStats::kv_bytes);
+const auto* kv_cached_bytes =
+    new EngineGauge("/genrecall/engine/kv_cached_bytes", "Memory of keys and values of kept prompt prefixes.",
+                    &EngineStats::kv_cached_bytes);
+const auto* kv_resident_bytes = new EngineGauge("/genrecall/engine/kv_resident_bytes",
+                                                "Memory held for keys and values, spare blocks included.",
+                                                &EngineStats::kv_resident_bytes);
+const auto* kv_evicted_pages = new EngineGauge("/genrecall/engine/kv_evicted_pages",
+                                               "Pages of kept prompt prefixes that live engines had to drop.",
+                                               &EngineStats::kv_evicted_pages);
 const auto* weight_bytes =
     new EngineGauge("/genrecall/engine/weight_bytes", "Memory of weights.", &EngineStats::weight_bytes);
 

@@ -1,6 +1,7 @@
 // What live engines are doing, as metrics that are read when somebody looks at the page.
 //   /genrecall/engine/queued, running       requests waiting and being decoded
 //   /genrecall/engine/kv_bytes, weight_bytes
+//   /genrecall/engine/kv_cached_bytes, kv_resident_bytes, kv_evicted_pages
 // Each is a gauge{engine}, summed over the engines of one name.
 #ifndef GENRECALL_TF_OPS_ENGINE_METRICS_H_
 #define GENRECALL_TF_OPS_ENGINE_METRICS_H_

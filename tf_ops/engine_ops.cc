@@ -33,6 +33,7 @@ REGISTER_OP("Genrecall>InitializeEngine")
     .Attr("max_step_rows: int >= 1 = 512")
     .Attr("prefill_chunk: int >= 1 = 128")
     .Attr("max_prompt_tokens: int >= 1 = 4096")
+    .Attr("kv_bytes: int >= 0 = 0")
     .SetIsStateful()
     .SetShapeFn([](InferenceContext* c) {
       ShapeDims dims(c);
@@ -50,6 +51,8 @@ max_queue: waiting requests; more are refused with RESOURCE_EXHAUSTED.
 max_step_rows: rows of a scheduler step.
 prefill_chunk: prompt rows of one request per step at most, while others are live.
 max_prompt_tokens: longest prompt accepted.
+kv_bytes: bytes of keys and values, kept prefixes included, of all engines of this number in the process; 0:
+  GENRECALL_KV_BYTES, else 1 GiB.
 )doc");
 
 class InitializeEngineOp : public tensorflow::OpKernel {
@@ -61,6 +64,7 @@ class InitializeEngineOp : public tensorflow::OpKernel {
     OP_REQUIRES_OK(c, c->GetAttr("max_step_rows", &options_.max_step_rows));
     OP_REQUIRES_OK(c, c->GetAttr("prefill_chunk", &options_.prefill_chunk));
     OP_REQUIRES_OK(c, c->GetAttr("max_prompt_tokens", &options_.max_prompt_tokens));
+    OP_REQUIRES_OK(c, c->GetAttr("kv_bytes", &options_.kv_bytes));
   }
 
   void Compute(OpKernelContext* ctx) override {

@@ -19,6 +19,11 @@ auto* decode_latency =
     Sampler<0>::New({"/genrecall/decode/latency_ms",
                      "Milliseconds from the bridge op's start to the end of a row's decoding."},
                     Buckets::Exponential(1, 1.5, 28));  // 1 ms .. 57 s
+auto* prefix_rows = Counter<1>::New("/genrecall/prefix_cache/rows",
+                                    "Rows decoded, by whether a part of their prompt was kept.", "outcome");
+auto* prompt_tokens =
+    Counter<1>::New("/genrecall/prefix_cache/tokens",
+                    "Prompt tokens of decoded rows, by where their keys and values came from.", "source");
 auto* index_replaced = Counter<0>::New("/genrecall/index/replaced", "Recall indexes replaced in place.");
 auto* index_rejected = Counter<0>::New("/genrecall/index/rejected", "Recall index files refused.");
 auto* index_items =
@@ -59,6 +64,12 @@ void CountChecked(Code code) { checked->GetCell(StatusLabel(code))->IncrementBy(
 void CountDecoded(Code code, double latency_ms) {
   decoded->GetCell(StatusLabel(code))->IncrementBy(1);
   decode_latency->GetCell()->Add(latency_ms);
+}
+
+void CountPrefix(int64_t cached, int64_t computed) {
+  prefix_rows->GetCell(cached > 0 ? "hit" : "miss")->IncrementBy(1);
+  prompt_tokens->GetCell("cached")->IncrementBy(cached);
+  prompt_tokens->GetCell("computed")->IncrementBy(computed);
 }
 
 void CountIndexReplaced() { index_replaced->GetCell()->IncrementBy(1); }

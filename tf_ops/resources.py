@@ -98,6 +98,8 @@ class EngineResource(_FileResource):
       max_step_rows: rows of one scheduler step.
       prefill_chunk: prompt rows of one request per step at most, while others are live.
       max_prompt_tokens: longest prompt accepted.
+      kv_bytes: bytes of keys and values, kept prompt prefixes included, of all engines of this
+        number in the process; 0: `GENRECALL_KV_BYTES`, else 1 GiB.
 
     Raises:
       tf.errors.OpError: no such engine, or weights that are missing, damaged or of an unsupported
@@ -114,6 +116,7 @@ class EngineResource(_FileResource):
         max_step_rows=512,
         prefill_chunk=128,
         max_prompt_tokens=4096,
+        kv_bytes=0,
     ):
         self._options = dict(
             engine=engine,
@@ -122,6 +125,7 @@ class EngineResource(_FileResource):
             max_step_rows=max_step_rows,
             prefill_chunk=prefill_chunk,
             max_prompt_tokens=max_prompt_tokens,
+            kv_bytes=kv_bytes,
         )
         super().__init__(path, "engine")
 

@@ -9,18 +9,18 @@
 namespace genrecall {
 namespace {
 
-// [rows, cols] -> [parents, cols + 1]: row parent[b] of `from`, then last[b].
+// rows [rows, cols] -> [parents, cols + 1]: row parent[b], then last[b]. The old rows end up in `spare`.
 template <typename T>
-std::vector<T> GatherAppend(const std::vector<T>& from, int cols, const std::vector<int32_t>& parent,
-                            const std::vector<T>& last) {
-  std::vector<T> to(parent.size() * (cols + 1));
+void GatherAppend(int cols, const std::vector<int32_t>& parent, const std::vector<T>& last,
+                  std::vector<T>* rows, std::vector<T>* spare) {
+  spare->resize(parent.size() * (cols + 1));
   for (size_t b = 0; b < parent.size(); ++b) {
-    const T* row = from.data() + static_cast<size_t>(parent[b]) * cols;
-    T* out = to.data() + b * (cols + 1);
+    const T* row = rows->data() + static_cast<size_t>(parent[b]) * cols;
+    T* out = spare->data() + b * (cols + 1);
     std::copy(row, row + cols, out);
     out[cols] = last[b];
   }
-  return to;
+  rows->swap(*spare);
 }
 
 }  // namespace
@@ -42,6 +42,15 @@ std::vector<GroupCap> BeamSearch::Caps() const {
     if (options_.prefix_caps[l] > 0) caps.push_back({options_.prefix_caps[l], path_.data() + l, level_});
   }
   return caps;
+}
+
+void BeamSearch::Reserve() {
+  const size_t width = options_.width, levels = index_->levels();
+  for (std::vector<int32_t>* v : {&prefixes_, &spare_codes_, &ancestors_}) v->reserve(width * levels);
+  for (std::vector<float>* v : {&step_scores_, &spare_scores_}) v->reserve(width * levels);
+  for (std::vector<float>* v : {&score_, &beams_.score, &beams_.step_score}) v->reserve(width);
+  for (std::vector<int32_t>* v : {&last_codes_, &beams_.parent, &beams_.code}) v->reserve(width);
+  for (std::vector<uint32_t>* v : {&node_, &beams_.node}) v->reserve(width);
 }
 
 Status BeamSearch::Advance(const float* logits, int64_t stride, const float* log_normalizer) {
@@ -67,15 +76,16 @@ Status BeamSearch::Advance(const float* logits, int64_t stride, const float* log
 
   const int rows = live();
   const std::vector<int32_t>& parent = beams_.parent;
-  prefixes_ = GatherAppend(prefixes_, level_, parent, beams_.code);
-  step_scores_ = GatherAppend(step_scores_, level_, parent, beams_.step_score);
-  if (options_.capped()) path_ = GatherAppend(path_, level_, parent, beams_.node);
-  std::vector<int32_t> ancestors((level_ + 1) * parent.size());
+  GatherAppend(level_, parent, beams_.code, &prefixes_, &spare_codes_);
+  GatherAppend(level_, parent, beams_.step_score, &step_scores_, &spare_scores_);
+  if (options_.capped()) GatherAppend(level_, parent, beams_.node, &path_, &spare_nodes_);
+  std::vector<int32_t>& ancestors = spare_codes_;
+  ancestors.resize((level_ + 1) * parent.size());
   for (size_t b = 0; b < parent.size(); ++b) {
     for (int j = 0; j < level_; ++j) ancestors[j * parent.size() + b] = ancestors_[j * rows + parent[b]];
     ancestors[level_ * parent.size() + b] = static_cast<int32_t>(b);
   }
-  ancestors_ = std::move(ancestors);
+  ancestors_.swap(ancestors);
   node_ = beams_.node;
   score_ = beams_.score;
   last_codes_ = beams_.code;

@@ -44,6 +44,9 @@ class BeamSearch {
   // The codes of the live beams so far: [live, level].
   const std::vector<int32_t>& prefixes() const { return prefixes_; }
 
+  // Memory for all levels at once, so that Advance allocates nothing.
+  void Reserve();
+
   // Expands the live rows by one level. logits: [live, C_level], row stride `stride`; log_normalizer
   // [live] for kVocab. Errors: INTERNAL for a logit that is not a number (ConstrainedTopk's message); the
   // search is then over.
@@ -69,7 +72,11 @@ class BeamSearch {
   // With a seed, [live] each: see TopkSampling.
   std::vector<float> log_prob_, perturbed_;
   std::vector<uint64_t> stream_;
-  TopkBeams beams_;  // scratch of Advance
+  // Scratch of Advance.
+  TopkBeams beams_;
+  std::vector<int32_t> spare_codes_;
+  std::vector<float> spare_scores_;
+  std::vector<uint32_t> spare_nodes_;
 };
 
 // Sets options->prefix_caps from caps of prefix lengths 1, 2, ...; INVALID_ARGUMENT: more than L - 1 of them,

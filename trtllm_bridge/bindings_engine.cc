@@ -74,7 +74,8 @@ py::dict Decode(CpuEngine& engine, const py::object& tokens_in, const py::object
 PyRequest SubmitRequest(const std::shared_ptr<CpuEngine>& engine, const py::object& tokens_in,
                         std::shared_ptr<RecallIndex> index, int beam_width, const std::string& normalize,
                         float temperature, int priority, int64_t deadline_ms, uint64_t seed,
-                        const std::vector<int32_t>& prefix_caps, std::vector<int64_t> exclude) {
+                        const std::vector<int32_t>& prefix_caps, std::vector<int64_t> exclude,
+                        int stable_prefix) {
   const Array<int32_t> tokens = IntArray<int32_t>(tokens_in, "tokens", 1);
   DecodeRequest request;
   request.prompt.assign(tokens.data(), tokens.data() + tokens.size());
@@ -83,6 +84,7 @@ PyRequest SubmitRequest(const std::shared_ptr<CpuEngine>& engine, const py::obje
   request.beam.width = beam_width;
   request.exclude = std::move(exclude);
   request.priority = priority;
+  request.stable_prefix = stable_prefix;
   if (deadline_ms > 0) request.deadline = Clock::now() + std::chrono::milliseconds(deadline_ms);
   return PyRequest(engine, std::move(request));
 }
@@ -101,7 +103,14 @@ py::dict StatsDict(const CpuEngine& engine) {
   out["steps"] = s.steps;
   out["prefill_tokens"] = s.prefill_tokens;
   out["decode_rows"] = s.decode_rows;
+  out["prefix_hits"] = s.prefix_hits;
+  out["prefix_misses"] = s.prefix_misses;
+  out["prefix_hit_tokens"] = s.prefix_hit_tokens;
   out["kv_bytes"] = s.kv_bytes;
+  out["kv_cached_bytes"] = s.kv_cached_bytes;
+  out["kv_resident_bytes"] = s.kv_resident_bytes;
+  out["kv_budget_bytes"] = s.kv_budget_bytes;
+  out["kv_evicted_pages"] = s.kv_evicted_pages;
   out["weight_bytes"] = s.weight_bytes;
   return out;
 }
@@ -191,6 +200,8 @@ Args:
   max_step_rows: rows of one step.
   prefill_chunk: rows of one request per step at most, while others of its priority are live.
   max_prompt_tokens: longer prompts are refused.
+  kv_bytes: bytes of keys and values, kept prefixes included, of all engines of this number in the process.
+    0: GENRECALL_KV_BYTES, else 1 GiB. Requests wait for room; one that never fits is refused.
 
 Raises:
   ValueError, RuntimeError: weights or options that cannot be run; names the tensor, key or option.
@@ -223,7 +234,9 @@ Args:
   tokens: int32 [P], the prompt.
   index, beam_width, normalize, temperature, seed, prefix_caps: as for decode. exclude: item ids.
   priority: higher goes first; -1000 is warm-up's.
-  deadline_ms: from now; past it the request ends with DEADLINE_EXCEEDED. 0: none.
+  deadline_ms: from now; past it the request ends with DEADLINE_EXCEEDED, or as soon as it cannot be met. 0:
+    none.
+  stable_prefix: leading tokens that will come again: their whole pages of keys and values are kept.
 
 Returns:
   a Request. What is wrong with the request is raised by its result().)";
@@ -234,7 +247,8 @@ Args:
   timeout_s: seconds; None waits for ever.
 
 Returns:
-  dict as decode's without the batch dimension; beams is an int.
+  dict as decode's without the batch dimension; beams is an int. Also cached_tokens, an int: tokens of the
+  prompt that had not to be computed.
 
 Raises:
   TimeoutError: not done yet; the request goes on. ValueError: a bad request. RuntimeError: "CANCELLED: ...",
@@ -251,19 +265,21 @@ void BindEngine(py::module_& m) {
       .def("result", &PyRequest::ResultWithin, py::arg("timeout_s") = py::none(), kResultDoc);
 
   py::class_<CpuEngine, std::shared_ptr<CpuEngine>>(m, "Engine", kEngineDoc)
-      .def(py::init([](const py::object& weights_path, int num_threads, int max_queue, int max_step_rows,
-                       int prefill_chunk, int max_prompt_tokens, const std::string& engine) {
-             EngineOptions options;
-             options.num_threads = num_threads;
-             options.max_queue = max_queue;
-             options.max_step_rows = max_step_rows;
-             options.prefill_chunk = prefill_chunk;
-             options.max_prompt_tokens = max_prompt_tokens;
-             return Acquire(weights_path, options, engine);
-           }),
-           py::arg("weights_path"), py::kw_only(), py::arg("num_threads") = 0, py::arg("max_queue") = 256,
-           py::arg("max_step_rows") = 512, py::arg("prefill_chunk") = 128,
-           py::arg("max_prompt_tokens") = 4096, py::arg("engine") = "cpu")
+      .def(
+          py::init([](const py::object& weights_path, int num_threads, int max_queue, int max_step_rows,
+                      int prefill_chunk, int max_prompt_tokens, int64_t kv_bytes, const std::string& engine) {
+            EngineOptions options;
+            options.num_threads = num_threads;
+            options.max_queue = max_queue;
+            options.max_step_rows = max_step_rows;
+            options.prefill_chunk = prefill_chunk;
+            options.max_prompt_tokens = max_prompt_tokens;
+            options.kv_bytes = kv_bytes;
+            return Acquire(weights_path, options, engine);
+          }),
+          py::arg("weights_path"), py::kw_only(), py::arg("num_threads") = 0, py::arg("max_queue") = 256,
+          py::arg("max_step_rows") = 512, py::arg("prefill_chunk") = 128, py::arg("max_prompt_tokens") = 4096,
+          py::arg("kv_bytes") = 0, py::arg("engine") = "cpu")
       .def("decode", &Decode, py::arg("tokens"), py::arg("length"), py::arg("index"), py::kw_only(),
            py::arg("beam_width") = 50, py::arg("normalize") = "level", py::arg("temperature") = 1.0f,
            py::arg("seed") = 0, py::arg("prefix_caps") = std::vector<int32_t>(),
@@ -272,7 +288,7 @@ void BindEngine(py::module_& m) {
            py::arg("beam_width") = 50, py::arg("normalize") = "level", py::arg("temperature") = 1.0f,
            py::arg("priority") = 0, py::arg("deadline_ms") = 0, py::arg("seed") = 0,
            py::arg("prefix_caps") = std::vector<int32_t>(), py::arg("exclude") = std::vector<int64_t>(),
-           kSubmitDoc)
+           py::arg("stable_prefix") = 0, kSubmitDoc)
       .def("forward", &Forward, py::arg("tokens"),
            "Logits float32 [T, V] of int32 [T] tokens: one prefill, no trie.")
       .def("input_maxima", &InputMaxima, py::arg("tokens"),
@@ -285,6 +301,10 @@ void BindEngine(py::module_& m) {
            "The steps since the last call: [{step, rows: [{request, prefill, level, rows}]}].")
       .def(
           "shares_with", [](const CpuEngine& a, const CpuEngine& b) { return &a == &b; }, py::arg("other"))
+      .def(
+          "shares_weights_with",
+          [](const CpuEngine& a, const CpuEngine& b) { return &a.weights() == &b.weights(); },
+          py::arg("other"))
       .def_property_readonly("hidden_size", &CpuEngine::hidden_size)
       .def_property_readonly("vocab_size", [](const CpuEngine& e) { return e.weights().config().vocab; })
       .def_property_readonly("max_prompt_tokens", &CpuEngine::max_prompt_tokens)

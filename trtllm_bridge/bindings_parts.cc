@@ -1,6 +1,8 @@
 // Python door of the engine's parts that know no model, for tests against brute force.
 #include "trtllm_bridge/bindings_parts.h"
 
+#include <pybind11/functional.h>
+
 #include "trtllm_bridge/beam_search.h"
 #include "trtllm_bridge/scheduler.h"
 
@@ -67,30 +69,43 @@ void BindScheduler(py::module_& m) {
       .def(
           "enqueue",
           [](Scheduler& s, uint64_t id, int64_t prompt_rows, int64_t decode_rows, int priority,
-             double deadline_s) {
+             double deadline_s, int passes) {
             Scheduler::Request request;
             request.priority = priority;
             request.prompt_rows = prompt_rows;
             request.decode_rows = decode_rows;
+            request.passes = passes;
             if (deadline_s < 1e9) request.deadline = Seconds(deadline_s);
             return s.Enqueue(id, request);
           },
           py::arg("id"), py::arg("prompt_rows"), py::arg("decode_rows") = 0, py::arg("priority") = 0,
-          py::arg("deadline_s") = 1e9)
+          py::arg("deadline_s") = 1e9, py::arg("passes") = 1)
       .def("cancel", &Scheduler::Cancel)
-      .def("expire",
-           [](Scheduler& s, double now_s) {
-             std::vector<std::pair<uint64_t, int>> ended;
-             for (const auto& e : s.Expire(Seconds(now_s)))
-               ended.emplace_back(e.id, static_cast<int>(e.code));
-             return ended;
-           })
-      .def("plan",
-           [](Scheduler& s) {
-             std::vector<std::pair<uint64_t, int>> grants;
-             for (const auto& g : s.Plan()) grants.emplace_back(g.id, g.rows);
-             return grants;
-           })
+      .def(
+          "expire",
+          [](Scheduler& s, double now_s, double step_s, double row_s) {
+            const Scheduler::StepCost cost{Seconds(step_s).time_since_epoch(),
+                                           Seconds(row_s).time_since_epoch()};
+            std::vector<std::tuple<uint64_t, int, bool>> ended;
+            for (const auto& e : s.Expire(Seconds(now_s), cost)) {
+              ended.emplace_back(e.id, static_cast<int>(e.code), e.early);
+            }
+            return ended;
+          },
+          py::arg("now_s"), py::arg("step_s") = 0.0, py::arg("row_s") = 0.0)
+      .def(
+          "plan",
+          // admit(id): rows of the prompt that are there already, or None: no room now.
+          [](Scheduler& s, const std::function<std::optional<int64_t>(uint64_t)>& admit) {
+            std::vector<std::pair<uint64_t, int>> grants;
+            const auto rows_there = [&](Scheduler::Id id) {
+              return admit ? admit(id).value_or(Scheduler::kNoRoom) : 0;
+            };
+            for (const auto& g : s.Plan(rows_there)) grants.emplace_back(g.id, g.rows);
+            return grants;
+          },
+          py::arg("admit") = py::none())
+      .def("skip_rows", &Scheduler::SkipRows)
       .def("rows_left_in_pass", &Scheduler::rows_left_in_pass)
       .def("begin_pass", &Scheduler::BeginPass)
       .def("remove", &Scheduler::Remove)

@@ -86,6 +86,7 @@ inline py::dict ResultDict(const DecodeResult& r, py::ssize_t levels) {
   out["step_score"] = ToArray(r.step_score, {width, levels});
   out["user_state"] = ToArray(r.user_state, {static_cast<py::ssize_t>(r.user_state.size())});
   out["beams"] = r.beams;
+  out["cached_tokens"] = r.cached_tokens;
   return out;
 }
 

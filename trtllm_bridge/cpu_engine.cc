@@ -1,74 +1,29 @@
 #include "trtllm_bridge/cpu_engine.h"
 
 #include <algorithm>
-#include <cmath>
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <utility>
 
 #include "trtllm_bridge/compute_pool.h"
+#include "trtllm_bridge/engine_checks.h"
+#include "trtllm_bridge/kv_budget.h"
+#include "trtllm_bridge/mailbox.h"
 #include "trtllm_bridge/scheduler.h"
+#include "trtllm_bridge/step_cost.h"
 #include "trtllm_bridge/step_runner.h"
 
 namespace genrecall {
 namespace {
 
+// How often a request that waits for memory which another engine's requests hold looks for it.
+constexpr std::chrono::milliseconds kMemoryPoll{2};
 constexpr size_t kMaxStepRecords = 100000;  // a log that nobody takes forgets its oldest steps
-
-Status CheckOption(const char* name, int64_t value, int64_t min, int64_t max) {
-  if (value >= min && value <= max) return Status();
-  return InvalidArgument(name, " = ", value, ": expected ", min, "..", max);
-}
-
-Status CheckOptions(const EngineOptions& o) {
-  GENRECALL_RETURN_IF_ERROR(CheckOption("num_threads", o.num_threads, 0, 1024));
-  GENRECALL_RETURN_IF_ERROR(CheckOption("max_queue", o.max_queue, 1, 1 << 20));
-  GENRECALL_RETURN_IF_ERROR(CheckOption("max_step_rows", o.max_step_rows, 1, 1 << 16));
-  GENRECALL_RETURN_IF_ERROR(CheckOption("prefill_chunk", o.prefill_chunk, 1, 1 << 16));
-  return CheckOption("max_prompt_tokens", o.max_prompt_tokens, 1, 1 << 20);
-}
-
-Status CheckPrompt(const std::vector<int32_t>& prompt, int max_tokens, int vocab) {
-  if (prompt.empty() || prompt.size() > static_cast<size_t>(max_tokens)) {
-    return InvalidArgument("prompt: ", prompt.size(), " tokens: expected 1..", max_tokens);
-  }
-  for (size_t i = 0; i < prompt.size(); ++i) {
-    if (prompt[i] < 0 || prompt[i] >= vocab) {
-      return InvalidArgument("prompt[", i, "] = ", prompt[i], ": expected 0..V-1 = ", vocab - 1);
-    }
-  }
-  return Status();
-}
-
-std::string SizesText(const std::vector<int32_t>& sizes) {
-  std::string text = "[";
-  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
-  return text + "]";
-}
-
-Status CheckIndex(const RecallIndex* index, const SidSpace& space) {
-  if (index == nullptr) return InvalidArgument("index = null: expected a recall index");
-  const SidSpace& other = index->sid_space();
-  if (other.level_sizes != space.level_sizes) {
-    return InvalidArgument("index: level_sizes = ", SizesText(other.level_sizes), ": expected the weights' ",
-                           SizesText(space.level_sizes));
-  }
-  if (!other.digest.empty() && !space.digest.empty() && other.digest != space.digest) {
-    return InvalidArgument("index: sid_space_digest = '", other.digest, "': expected the weights' '",
-                           space.digest, "'");
-  }
-  return Status();
-}
-
-Status CheckBeam(const BeamOptions& beam) {
-  GENRECALL_RETURN_IF_ERROR(CheckOption("beam_width", beam.width, 1, kMaxBeamWidth));
-  if (!(beam.temperature > 0) || !std::isfinite(beam.temperature)) {
-    return InvalidArgument("temperature = ", beam.temperature, ": expected > 0 and finite");
-  }
-  return Status();
-}
 
 DecodeResult Failure(Status status) {
   DecodeResult result;
@@ -76,52 +31,13 @@ DecodeResult Failure(Status status) {
   return result;
 }
 
-// Results on their way to their callbacks: a slow callback delays other callbacks, never a step.
-class Mailbox {
- public:
-  void Post(DecodeCallback callback, DecodeResult result) {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      box_.emplace_back(std::move(callback), std::move(result));
-    }
-    changed_.notify_one();
-  }
-  void Close() {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      closed_ = true;
-    }
-    changed_.notify_one();
-  }
-  // Delivers until closed and empty.
-  void Run() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    for (;;) {
-      changed_.wait(lock, [&] { return closed_ || !box_.empty(); });
-      if (box_.empty()) return;
-      auto [callback, result] = std::move(box_.front());
-      box_.pop_front();
-      lock.unlock();
-      callback(std::move(result));
-      callback = nullptr;  // what it captured goes before the lock is taken again
-      lock.lock();
-    }
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<std::pair<DecodeCallback, DecodeResult>> box_;
-  bool closed_ = false;
-};
-
 }  // namespace
 
 // What the threads share. Lock order: mutex_ is a leaf; steps and callbacks run without it.
 class CpuEngine::Core {
  public:
   Core(std::shared_ptr<const DecoderWeights> weights, const EngineOptions& options, const TransformerOps* ops,
-       std::shared_ptr<ComputePool> pool)
+       std::shared_ptr<ComputePool> pool, std::shared_ptr<KvBudget> budget)
       : weights_(std::move(weights)),
         ops_(ops),
         pool_(std::move(pool)),
@@ -129,9 +45,10 @@ class CpuEngine::Core {
             1, std::min(options.max_prompt_tokens, weights_->config().context_length - levels() + 1))),
         scheduler_({options.max_queue, SchedulerOptions().max_running, options.max_step_rows,
                     options.prefill_chunk}),
-        runner_(weights_, ops, options.max_step_rows, max_prompt_tokens_ + levels()) {}
+        runner_(weights_, ops, std::move(budget), options.max_step_rows, max_prompt_tokens_ + levels()) {}
 
   RequestId Submit(DecodeRequest request, DecodeCallback callback);
+  Status Enqueue(std::unique_ptr<LiveRequest> live);
   void Cancel(RequestId id) {
     std::lock_guard<std::mutex> lock(mutex_);
     scheduler_.Cancel(id);
@@ -141,7 +58,7 @@ class CpuEngine::Core {
       std::lock_guard<std::mutex> lock(mutex_);
       stopping_ = true;
     }
-    work_.notify_one();
+    wake_.notify_one();
   }
   void RunSteps();
   void RunCallbacks() { mailbox_.Run(); }
@@ -151,7 +68,7 @@ class CpuEngine::Core {
     EngineStats stats = stats_;
     stats.queued = scheduler_.waiting();
     stats.running = scheduler_.running();
-    stats.kv_bytes = runner_.kv_bytes();
+    runner_.AddKvStats(&stats);
     stats.weight_bytes = weights_->bytes();
     return stats;
   }
@@ -175,16 +92,17 @@ class CpuEngine::Core {
   std::shared_ptr<const DecoderWeights> shared_weights() const { return weights_; }
 
  private:
-  Status Check(const DecodeRequest& request) const {
-    GENRECALL_RETURN_IF_ERROR(CheckPrompt(request.prompt, max_prompt_tokens_, weights_->config().vocab));
-    GENRECALL_RETURN_IF_ERROR(CheckBeam(request.beam));
-    return CheckIndex(request.index.get(), weights_->sid_tokens().space);
-  }
-  // These four hold mutex_.
+  // These hold mutex_.
   void EndExpired();
-  std::vector<StepRunner::Work> PlanStep();
-  void SettleStep(const std::vector<StepRunner::Work>& work);
+  void PlanStep();
+  int64_t Admit(RequestId id);
+  void AdoptPrefixes();
+  void NoLongerPrompt(const LiveRequest* request);
+  void SettleStep();
   void Deliver(RequestId id, DecodeResult result);
+
+  void RunStep();
+  const SidSpace& sid_space() const { return weights_->sid_tokens().space; }
 
   const std::shared_ptr<const DecoderWeights> weights_;
   const TransformerOps* const ops_;
@@ -193,65 +111,78 @@ class CpuEngine::Core {
   Mailbox mailbox_;
 
   mutable std::mutex mutex_;
-  std::condition_variable work_;
+  std::condition_variable wake_;
   Scheduler scheduler_;
   // Entered by Submit, left by the step thread only, which therefore may use a request without the lock.
   std::map<RequestId, std::unique_ptr<LiveRequest>> live_;
   // Step thread only: what is left of delivered requests. A request may hold the last reference to a large
   // index, which is then let go without the lock.
   std::vector<std::unique_ptr<LiveRequest>> ended_;
-  RequestId next_id_ = 1;
+  std::atomic<RequestId> next_id_{1};
   EngineStats stats_;
   bool stopping_ = false;
   bool recording_ = false;
   std::deque<StepRecord> step_log_;
 
-  StepRunner runner_;  // step thread only
+  // Step thread only.
+  StepRunner runner_;
+  std::vector<StepRunner::Work> work_;
+  std::vector<LiveRequest*> running_prompts_;  // admitted, with rows of the prompt left
+  StepCostMeter cost_;
 };
 
 RequestId CpuEngine::Core::Submit(DecodeRequest request, DecodeCallback callback) {
-  Status status = Check(request);
-  std::unique_lock<std::mutex> lock(mutex_);
-  const RequestId id = next_id_++;
-  if (status.ok() && stopping_) status = Status(Code::kUnavailable, "the engine is shutting down");
+  const RequestId id = next_id_.fetch_add(1, std::memory_order_relaxed);
+  int64_t tail_bytes = 0;
+  Status status = CheckRequest(request, max_prompt_tokens_, weights_->config().vocab, sid_space());
+  if (status.ok()) status = runner_.CheckKv(request, &tail_bytes);
   if (status.ok()) {
-    Scheduler::Request entry;
-    entry.priority = request.priority;
-    entry.deadline = request.deadline;
-    entry.prompt_rows = static_cast<int64_t>(request.prompt.size());
-    entry.decode_rows = DecodeRowsBound(*request.index, request.beam.width);
-    if (!scheduler_.Enqueue(id, entry)) {
-      status = Status(Code::kResourceExhausted,
-                      Cat("queue full: ", scheduler_.waiting(), " requests are waiting (max_queue)"));
-    }
+    status = Enqueue(std::make_unique<LiveRequest>(id, std::move(request), callback, tail_bytes));
   }
-  if (!status.ok()) {
+  if (status.ok()) return id;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
     ++stats_.rejected;
-    lock.unlock();
-    callback(Failure(std::move(status)));
-    return id;
   }
-  ++stats_.submitted;
-  live_.emplace(id, std::make_unique<LiveRequest>(id, std::move(request), std::move(callback)));
-  lock.unlock();
-  work_.notify_one();
+  callback(Failure(std::move(status)));
   return id;
+}
+
+Status CpuEngine::Core::Enqueue(std::unique_ptr<LiveRequest> live) {
+  const DecodeRequest& request = live->request;
+  Scheduler::Request entry;
+  entry.priority = request.priority;
+  entry.deadline = request.deadline;
+  entry.prompt_rows = static_cast<int64_t>(request.prompt.size());
+  entry.decode_rows = DecodeRowsBound(*request.index, request.beam.width);
+  entry.passes = levels();
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (stopping_) return Status(Code::kUnavailable, "the engine is shutting down");
+    if (!scheduler_.Enqueue(live->id, entry)) {
+      return Status(Code::kResourceExhausted,
+                    Cat("queue full: ", scheduler_.waiting(), " requests are waiting (max_queue)"));
+    }
+    ++stats_.submitted;
+    const RequestId id = live->id;
+    live_.emplace(id, std::move(live));
+  }
+  wake_.notify_one();
+  return Status();
 }
 
 void CpuEngine::Core::RunSteps() {
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
-    work_.wait(lock, [&] { return stopping_ || !scheduler_.idle(); });
+    wake_.wait(lock, [&] { return stopping_ || !scheduler_.idle(); });
     if (stopping_) break;
     EndExpired();
-    const std::vector<StepRunner::Work> work = PlanStep();
+    PlanStep();
+    if (work_.empty() && !scheduler_.idle()) wake_.wait_for(lock, kMemoryPoll);
     lock.unlock();
-    if (!work.empty()) {
-      ComputePool::Turn turn(pool_.get());
-      runner_.Run(work, pool_->threads());
-    }
+    if (!work_.empty()) RunStep();
     lock.lock();
-    SettleStep(work);
+    SettleStep();
     lock.unlock();
     ended_.clear();
     lock.lock();
@@ -262,41 +193,77 @@ void CpuEngine::Core::RunSteps() {
   mailbox_.Close();
 }
 
+void CpuEngine::Core::RunStep() {
+  int64_t rows = 0;
+  for (const StepRunner::Work& w : work_) rows += w.rows;
+  const auto start = std::chrono::steady_clock::now();
+  {
+    ComputePool::Turn turn(pool_.get());
+    runner_.Run(work_, pool_->threads());
+  }
+  cost_.Record(rows, std::chrono::steady_clock::now() - start);
+}
+
 void CpuEngine::Core::EndExpired() {
-  for (const Scheduler::Ended& ended : scheduler_.Expire(std::chrono::steady_clock::now())) {
+  for (const Scheduler::Ended& ended : scheduler_.Expire(std::chrono::steady_clock::now(), cost_.cost())) {
     const bool cancelled = ended.code == Code::kCancelled;
     ++(cancelled ? stats_.cancelled : stats_.deadline_exceeded);
-    Deliver(ended.id,
-            Failure(Status(ended.code, cancelled ? "cancelled" : "deadline exceeded while decoding")));
+    if (ended.early) cost_.Doubt();
+    Deliver(ended.id, Failure(Status(ended.code, cancelled     ? "cancelled"
+                                                 : ended.early ? "deadline cannot be met any more"
+                                                               : "deadline exceeded while decoding")));
   }
 }
 
-std::vector<StepRunner::Work> CpuEngine::Core::PlanStep() {
-  std::vector<StepRunner::Work> work;
-  StepRecord record;
-  for (const Scheduler::Grant& grant : scheduler_.Plan()) {
+void CpuEngine::Core::PlanStep() {
+  work_.clear();
+  AdoptPrefixes();
+  for (const Scheduler::Grant& grant : scheduler_.Plan([this](RequestId id) { return Admit(id); })) {
     LiveRequest* r = live_.at(grant.id).get();
-    work.push_back({r, grant.rows});
+    work_.push_back({r, grant.rows});
     (r->prefill ? stats_.prefill_tokens : stats_.decode_rows) += grant.rows;
-    record.rows.push_back({r->id, r->prefill, r->prefill ? 0 : r->search.level(), grant.rows});
   }
-  if (work.empty()) return work;
-  record.step = stats_.steps++;
-  if (recording_) {
-    if (step_log_.size() == kMaxStepRecords) step_log_.pop_front();
-    step_log_.push_back(std::move(record));
+  if (work_.empty()) return;
+  const int64_t step = stats_.steps++;
+  if (!recording_) return;
+  StepRecord record;
+  record.step = step;
+  for (const StepRunner::Work& w : work_) {
+    const LiveRequest* r = w.request;
+    record.rows.push_back({r->id, r->prefill, r->prefill ? 0 : r->search.level(), w.rows});
   }
-  return work;
+  if (step_log_.size() == kMaxStepRecords) step_log_.pop_front();
+  step_log_.push_back(std::move(record));
 }
 
-void CpuEngine::Core::SettleStep(const std::vector<StepRunner::Work>& work) {
-  for (const StepRunner::Work& w : work) {
+int64_t CpuEngine::Core::Admit(RequestId id) {
+  LiveRequest* r = live_.at(id).get();
+  if (!runner_.Admit(r)) return Scheduler::kNoRoom;
+  running_prompts_.push_back(r);
+  ++(r->result.cached_tokens > 0 ? stats_.prefix_hits : stats_.prefix_misses);
+  stats_.prefix_hit_tokens += r->result.cached_tokens;
+  return r->result.cached_tokens;
+}
+
+// What others have computed since of prompts that are being computed.
+void CpuEngine::Core::AdoptPrefixes() {
+  for (LiveRequest* r : running_prompts_) {
+    const int rows = runner_.Adopt(r);
+    if (rows == 0) continue;
+    scheduler_.SkipRows(r->id, rows);
+    stats_.prefix_hit_tokens += rows;
+  }
+}
+
+void CpuEngine::Core::SettleStep() {
+  for (const StepRunner::Work& w : work_) {
     LiveRequest* r = w.request;
     if (r->finished()) {
       ++(r->result.status.ok() ? stats_.completed : stats_.failed);
       scheduler_.Remove(r->id);
       Deliver(r->id, std::move(r->result));
     } else if (r->done_rows == 0) {
+      if (r->search.level() == 1) NoLongerPrompt(r);
       // Every later level has at least as many prefixes as W or as this one's children: the bound stays
       // one of W per level.
       const int64_t levels_left = levels() - 1 - r->search.level();
@@ -305,8 +272,14 @@ void CpuEngine::Core::SettleStep(const std::vector<StepRunner::Work>& work) {
   }
 }
 
+void CpuEngine::Core::NoLongerPrompt(const LiveRequest* r) {
+  running_prompts_.erase(std::remove(running_prompts_.begin(), running_prompts_.end(), r),
+                         running_prompts_.end());
+}
+
 void CpuEngine::Core::Deliver(RequestId id, DecodeResult result) {
   const auto it = live_.find(id);
+  NoLongerPrompt(it->second.get());
   it->second->kv.reset();
   mailbox_.Post(std::move(it->second->callback), std::move(result));
   ended_.push_back(std::move(it->second));
@@ -324,12 +297,15 @@ Result<std::shared_ptr<CpuEngine>> CpuEngine::Create(std::shared_ptr<const Decod
                   Cat("this build has no kernels for CPU ISA '", CpuIsaName(isa.value()), "'"));
   }
   int threads = options.num_threads;
+  int64_t kv_bytes = options.kv_bytes;
   try {
     if (threads == 0) threads = DefaultNumThreads();
+    if (kv_bytes == 0) kv_bytes = DefaultKvBytes();
   } catch (const std::exception& e) {
     return InvalidArgument(e.what());
   }
-  auto core = std::make_shared<Core>(std::move(weights), options, ops, ComputePool::Shared(threads));
+  auto core = std::make_shared<Core>(std::move(weights), options, ops, ComputePool::Shared(threads),
+                                     KvBudget::Shared(kv_bytes));
   return std::shared_ptr<CpuEngine>(new CpuEngine(std::move(core)));
 }
 
@@ -373,12 +349,14 @@ Status CpuEngine::Prefill(const std::vector<int32_t>& tokens, GemmObserver obser
   const int n = static_cast<int>(tokens.size());
   Decoder decoder(core_->shared_weights(), core_->ops(), n, n);
   decoder.Observe(std::move(observer));
-  KvPool kv_pool(decoder.kv_shape());
-  SequenceKv kv(&kv_pool, n);
+  KvPool kv_pool(decoder.kv_shape(), std::make_shared<KvBudget>(std::numeric_limits<int64_t>::max()));
+  PrefixCache no_prefixes(&kv_pool);
+  const auto kv = SequenceKv::Start(&kv_pool, &no_prefixes, {&tokens});
+  kv->Extend(n);
   RowBlock block;
   block.tokens = tokens.data();
   block.n = n;
-  block.kv = &kv;
+  block.kv = kv.get();
   ComputePool::Turn turn(core_->pool());
   decoder.Forward({block}, core_->pool()->threads());
   after(&decoder, core_->pool()->threads());

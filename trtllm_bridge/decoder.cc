@@ -231,7 +231,8 @@ void Decoder::VocabLogSumExp(int first, int n, const float* temperature, float* 
   const WeightMatrix& head = weights_->head();
   const int64_t row_bytes = static_cast<int64_t>(config_.hidden) * DTypeSize(dtype_);
   const uint8_t* x = selected_.data() + first * row_bytes;
-  std::vector<float> max(n, -INFINITY), sum(n, 0.0f);
+  vocab_max_.assign(n, -INFINITY);
+  vocab_sum_.assign(n, 0.0f);
   for (int64_t at = 0; at < head.rows; at += kVocabChunk) {
     WeightMatrix chunk = head;
     chunk.rows = std::min<int64_t>(kVocabChunk, head.rows - at);
@@ -245,13 +246,14 @@ void Decoder::VocabLogSumExp(int first, int n, const float* temperature, float* 
         }
         float m, s;
         ops_->max_sum_exp(row, 1, chunk.rows, chunk.rows, &m, &s);
-        const float top = std::max(max[r], m);
-        sum[r] = (sum[r] > 0 ? sum[r] * std::exp(max[r] - top) : 0.0f) + s * std::exp(m - top);
-        max[r] = top;
+        float &max = vocab_max_[r], &sum = vocab_sum_[r];
+        const float top = std::max(max, m);
+        sum = (sum > 0 ? sum * std::exp(max - top) : 0.0f) + s * std::exp(m - top);
+        max = top;
       }
     });
   }
-  for (int r = 0; r < n; ++r) out[r] = max[r] + std::log(sum[r]);
+  for (int r = 0; r < n; ++r) out[r] = vocab_max_[r] + std::log(vocab_sum_[r]);
 }
 
 }  // namespace genrecall

@@ -88,6 +88,7 @@ class Decoder {
   std::vector<float> qkv_;         // [max_rows, q_dim + 2 kv_dim]
   std::vector<float> gathered_;    // [max_rows, D] selected rows
   std::vector<float> vocab_;       // [max_rows, kVocabChunk], when somebody normalises over the vocabulary
+  std::vector<float> vocab_max_, vocab_sum_;  // [rows], likewise
   // T buffers:
   std::vector<uint8_t> normed_;    // [max_rows, D]
   std::vector<uint8_t> attended_;  // [max_rows, q_dim]

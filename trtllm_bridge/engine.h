@@ -35,8 +35,9 @@ struct BeamOptions {
 };
 
 struct DecodeRequest {
-  std::vector<int32_t> prompt;               // token ids, at least one
-  int stable_prefix = 0;                     // tokens that repeat over this user's requests (prefix reuse)
+  std::vector<int32_t> prompt;  // token ids, at least one
+  // Tokens that repeat over this user's requests: their whole pages are kept for the next one (prefix reuse).
+  int stable_prefix = 0;
   std::shared_ptr<const RecallIndex> index;  // the request's snapshot
   BeamOptions beam;
   std::vector<int64_t> exclude;  // items: a SID with no other ones gets no beam
@@ -56,6 +57,7 @@ struct DecodeResult {
   std::vector<float> score;       // [W] sum of the step scores
   std::vector<float> step_score;  // [W, L]
   std::vector<float> user_state;  // [hidden] final-norm hidden state of the last prompt token
+  int cached_tokens = 0;          // tokens of the prompt that had not to be computed
 };
 
 using DecodeCallback = std::function<void(DecodeResult)>;
@@ -65,7 +67,13 @@ struct EngineStats {
   int64_t submitted = 0, completed = 0, failed = 0, cancelled = 0, deadline_exceeded = 0, rejected = 0;
   int64_t queued = 0, running = 0;  // now
   int64_t steps = 0, prefill_tokens = 0, decode_rows = 0;
-  int64_t kv_bytes = 0, weight_bytes = 0;  // now
+  int64_t prefix_hits = 0, prefix_misses = 0;  // requests admitted, by whether a page of theirs was there
+  int64_t prefix_hit_tokens = 0;               // prompt tokens that had not to be computed
+  // Now: keys and values in use (running requests and kept prefixes), of them kept, the blocks held from the
+  // system (spare ones too), the process' limit for the latter.
+  int64_t kv_bytes = 0, kv_cached_bytes = 0, kv_resident_bytes = 0, kv_budget_bytes = 0;
+  int64_t kv_evicted_pages = 0;  // since the start
+  int64_t weight_bytes = 0;
 };
 
 // What one scheduler step ran: for tests and the diagnosis console. Kept only while a log is being recorded.
@@ -90,8 +98,8 @@ class Engine {
 
   // Never blocks. The callback is called exactly once, on an engine thread or, when the request is
   // refused, before Submit returns: INVALID_ARGUMENT (empty or too long prompt, token id out of range,
-  // width, index of another SID space), RESOURCE_EXHAUSTED (queue full), UNAVAILABLE (shutting down). It
-  // must not block for long.
+  // stable_prefix, width, index of another SID space, more keys and values than kv_bytes), RESOURCE_EXHAUSTED
+  // (queue full), UNAVAILABLE (shutting down). It must not block for long.
   virtual RequestId Submit(DecodeRequest request, DecodeCallback callback) = 0;
 
   // The request's callback comes with CANCELLED at the next step; a finished or unknown id is ignored.
@@ -108,10 +116,13 @@ struct EngineOptions {
   int max_step_rows = 512;  // rows of a step; a longer prefill is chunked
   int prefill_chunk = 128;  // rows of one request per step at most, while others of its priority are live
   int max_prompt_tokens = 4096;
+  // Keys and values of all engines with this number together, kept prefixes included. 0: DefaultKvBytes().
+  int64_t kv_bytes = 0;
 };
 
 // The engine for a weights file (GGUF, see trtllm_bridge/checkpoint.py). Two calls with the same weights
-// digest and options share one engine for as long as either holds it. Errors: "engine 'remote' is not built
+// digest and options share one engine for as long as either holds it; with other options, they share the
+// weights. A slow load holds up only calls for the same file. Errors: "engine 'remote' is not built
 // in; available: cpu"; whatever loading the weights says.
 Result<std::shared_ptr<Engine>> AcquireEngine(const std::string& engine, const std::string& weights_path,
                                               const EngineOptions& options);

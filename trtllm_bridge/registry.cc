@@ -1,7 +1,9 @@
-// AcquireEngine: one engine per weights digest, dtype and options, for as long as somebody holds it.
+// AcquireEngine: weights are held once per digest and dtype, engines once per weights and options, for as
+// long as somebody holds them.
 #include <algorithm>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <mutex>
 
@@ -12,11 +14,48 @@
 namespace genrecall {
 namespace {
 
-using EngineMap = std::map<std::string, std::weak_ptr<CpuEngine>>;
+// Values by key, made on demand and shared for as long as somebody holds them. Who asks for a value that is
+// being made waits for it; a slow one holds up nobody who asks for another.
+template <typename T>
+class SharedByKey {
+ public:
+  using Made = Result<std::shared_ptr<T>>;
+
+  Made Get(const std::string& key, const std::function<Made()>& make) {
+    const std::shared_ptr<Slot> slot = SlotOf(key);
+    std::lock_guard<std::mutex> lock(slot->making);
+    if (std::shared_ptr<T> known = slot->value.lock()) return known;
+    Made made = make();
+    if (made.ok()) slot->value = made.value();
+    return made;
+  }
+
+ private:
+  struct Slot {
+    std::mutex making;
+    std::weak_ptr<T> value;
+  };
+
+  std::shared_ptr<Slot> SlotOf(const std::string& key) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto it = slots_.begin(); it != slots_.end();) {
+      const bool unused = it->second.use_count() == 1 && it->second->value.expired();
+      it = unused ? slots_.erase(it) : std::next(it);
+    }
+    std::shared_ptr<Slot>& slot = slots_[key];
+    if (slot == nullptr) slot = std::make_shared<Slot>();
+    return slot;
+  }
+
+  std::mutex mutex_;
+  std::map<std::string, std::shared_ptr<Slot>> slots_;
+};
+
+using Weights = std::shared_ptr<const DecoderWeights>;
 
 std::string OptionsKey(const EngineOptions& o) {
   return Cat(o.num_threads, "|", o.max_queue, "|", o.max_step_rows, "|", o.prefill_chunk, "|",
-             o.max_prompt_tokens);
+             o.max_prompt_tokens, "|", o.kv_bytes);
 }
 
 std::string WeightsKey(const DecoderWeights& weights) {
@@ -47,6 +86,24 @@ std::string Fingerprint(const std::string& path) {
   return Cat(size, "|", trailer, "|", front.substr(text, length));
 }
 
+Result<Weights> Read(const std::string& path) {
+  Result<std::shared_ptr<const GgufFile>> file = GgufFile::Read(path, /*require_checksum=*/false);
+  if (!file.ok()) return file.status();
+  return DecoderWeights::Load(std::move(file.value()));
+}
+
+Result<Weights> AcquireWeights(const std::string& path) {
+  static auto* by_digest = new SharedByKey<const DecoderWeights>();
+  static auto* by_fingerprint = new SharedByKey<const DecoderWeights>();  // in use: not even read again
+  const auto load = [&]() -> Result<Weights> {
+    Result<Weights> weights = Read(path);
+    if (!weights.ok()) return weights.status();
+    return by_digest->Get(WeightsKey(*weights.value()), [&] { return weights; });
+  };
+  const std::string fingerprint = Fingerprint(path);
+  return fingerprint.empty() ? load() : by_fingerprint->Get(fingerprint, load);
+}
+
 }  // namespace
 
 Result<std::shared_ptr<Engine>> AcquireEngine(const std::string& engine, const std::string& weights_path,
@@ -54,32 +111,14 @@ Result<std::shared_ptr<Engine>> AcquireEngine(const std::string& engine, const s
   if (engine != "cpu") {
     return Status(Code::kUnimplemented, Cat("engine '", engine, "' is not built in; available: cpu"));
   }
-  // Held while loading: two graphs that start at once must not both load the weights.
-  static std::mutex mutex;
-  static auto* by_weights = new EngineMap();
-  static auto* by_fingerprint = new EngineMap();  // so that weights in use are not even read a second time
-  std::lock_guard<std::mutex> lock(mutex);
-
-  const std::string fingerprint = Fingerprint(weights_path);
-  const std::string fingerprint_key = Cat(fingerprint, "|", OptionsKey(options));
-  if (!fingerprint.empty()) {
-    if (auto shared = (*by_fingerprint)[fingerprint_key].lock()) return std::shared_ptr<Engine>(shared);
-  }
-  Result<std::shared_ptr<const GgufFile>> file = GgufFile::Read(weights_path, /*require_checksum=*/false);
-  if (!file.ok()) return file.status();
-  Result<std::shared_ptr<const DecoderWeights>> weights = DecoderWeights::Load(std::move(file.value()));
+  static auto* engines = new SharedByKey<CpuEngine>();
+  Result<Weights> weights = AcquireWeights(weights_path);
   if (!weights.ok()) return weights.status();
-  std::weak_ptr<CpuEngine>& known =
-      (*by_weights)[Cat(WeightsKey(*weights.value()), "|", OptionsKey(options))];
-  std::shared_ptr<CpuEngine> shared = known.lock();
-  if (shared == nullptr) {
-    Result<std::shared_ptr<CpuEngine>> created = CpuEngine::Create(std::move(weights.value()), options);
-    if (!created.ok()) return created.status();
-    shared = std::move(created.value());
-    known = shared;
-  }
-  if (!fingerprint.empty()) (*by_fingerprint)[fingerprint_key] = shared;
-  return std::shared_ptr<Engine>(std::move(shared));
+  Result<std::shared_ptr<CpuEngine>> cpu =
+      engines->Get(Cat(WeightsKey(*weights.value()), "|", OptionsKey(options)),
+                   [&] { return CpuEngine::Create(std::move(weights.value()), options); });
+  if (!cpu.ok()) return cpu.status();
+  return std::shared_ptr<Engine>(std::move(cpu.value()));
 }
 
 }  // namespace genrecall

@@ -11,6 +11,7 @@ bool Scheduler::Enqueue(Id id, const Request& request) {
   live.request = request;
   live.pass_rows = request.prompt_rows;
   live.later_rows = request.decode_rows;
+  live.passes_left = request.passes;
   live_.emplace(id, live);
   ++waiting_;
   return true;
@@ -21,20 +22,28 @@ void Scheduler::Cancel(Id id) {
   if (it != live_.end()) it->second.cancelled = true;
 }
 
-std::vector<Scheduler::Ended> Scheduler::Expire(Time now) {
-  std::vector<Ended> ended;
+Scheduler::Time::duration Scheduler::Live::LeastTimeLeft(const StepCost& cost) const {
+  const Time::duration later = cost.step * (passes_left - 1);
+  return later + std::max(cost.step, cost.row * pass_rows);
+}
+
+const std::vector<Scheduler::Ended>& Scheduler::Expire(Time now, const StepCost& cost) {
+  ended_.clear();
   for (auto it = live_.begin(); it != live_.end();) {
     const Live& live = it->second;
     const bool late = now >= live.request.deadline;
-    if (!live.cancelled && !late) {
+    const bool will_be =
+        live.request.deadline != Time::max() && live.LeastTimeLeft(cost) > live.request.deadline - now;
+    if (!live.cancelled && !late && !will_be) {
       ++it;
       continue;
     }
-    ended.push_back({it->first, live.cancelled ? Code::kCancelled : Code::kDeadlineExceeded});
+    ended_.push_back(
+        {it->first, live.cancelled ? Code::kCancelled : Code::kDeadlineExceeded, !live.cancelled && !late});
     if (!live.running) --waiting_;
     it = live_.erase(it);
   }
-  return ended;
+  return ended_;
 }
 
 void Scheduler::BeginPass(Id id, int64_t rows, int64_t later_rows) {
@@ -42,6 +51,7 @@ void Scheduler::BeginPass(Id id, int64_t rows, int64_t later_rows) {
   live.prefill = false;
   live.pass_rows = rows;
   live.later_rows = later_rows;
+  --live.passes_left;
 }
 
 void Scheduler::Remove(Id id) {
@@ -51,21 +61,25 @@ void Scheduler::Remove(Id id) {
   live_.erase(it);
 }
 
-void Scheduler::Admit() {
+void Scheduler::Admit(const Admission& admit) {
   while (waiting_ > 0 && running() < options_.max_running) {
-    Live* best = nullptr;
-    for (auto& [id, live] : live_) {
-      if (!live.running && (best == nullptr || live.request.priority > best->request.priority)) best = &live;
+    Entry* best = nullptr;
+    for (Entry& e : live_) {
+      if (e.second.running) continue;
+      if (best == nullptr || e.second.request.priority > best->second.request.priority) best = &e;
     }
-    best->running = true;
+    const int64_t rows_there = admit(best->first);
+    if (rows_there == kNoRoom) return;
+    best->second.pass_rows -= rows_there;
+    best->second.running = true;
     --waiting_;
   }
 }
 
-std::vector<Scheduler::Entry*> Scheduler::ServingOrder() {
-  std::vector<Entry*> order;
+void Scheduler::SortByServingOrder() {
+  order_.clear();
   for (Entry& entry : live_) {
-    if (entry.second.running) order.push_back(&entry);
+    if (entry.second.running) order_.push_back(&entry);
   }
   const auto key = [](const Entry* e) {
     const Live& live = e->second;
@@ -73,8 +87,7 @@ std::vector<Scheduler::Entry*> Scheduler::ServingOrder() {
     return std::make_tuple(-starved, -static_cast<int64_t>(live.request.priority),
                            live.pass_rows + live.later_rows, e->first);
   };
-  std::sort(order.begin(), order.end(), [&](const Entry* a, const Entry* b) { return key(a) < key(b); });
-  return order;
+  std::sort(order_.begin(), order_.end(), [&](const Entry* a, const Entry* b) { return key(a) < key(b); });
 }
 
 // Who need not leave room for others: rule 3.
@@ -103,13 +116,13 @@ class Scheduler::Company {
   const Entry* least_left_ = nullptr;
 };
 
-std::vector<Scheduler::Grant> Scheduler::Plan() {
-  Admit();
-  const std::vector<Entry*> order = ServingOrder();
-  const Company company(order);
-  std::vector<Grant> grants;
+const std::vector<Scheduler::Grant>& Scheduler::Plan(const Admission& admit) {
+  Admit(admit);
+  SortByServingOrder();
+  const Company company(order_);
+  grants_.clear();
   int64_t free_rows = options_.max_step_rows;
-  for (Entry* e : order) {
+  for (Entry* e : order_) {
     Live& live = e->second;
     const int64_t limit = company.MayTakeAll(*e) ? options_.max_step_rows : options_.prefill_chunk;
     const int64_t rows = std::min({live.pass_rows, limit, free_rows});
@@ -120,9 +133,9 @@ std::vector<Scheduler::Grant> Scheduler::Plan() {
     live.skipped = 0;
     live.pass_rows -= rows;
     free_rows -= rows;
-    grants.push_back({e->first, static_cast<int>(rows)});
+    grants_.push_back({e->first, static_cast<int>(rows)});
   }
-  return grants;
+  return grants_;
 }
 
 }  // namespace genrecall

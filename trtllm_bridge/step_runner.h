@@ -9,24 +9,27 @@
 #include "trtllm_bridge/beam_search.h"
 #include "trtllm_bridge/decoder.h"
 #include "trtllm_bridge/engine.h"
+#include "trtllm_bridge/kv_cache.h"
 
 namespace genrecall {
 
 // A request from its submission to its result. Its passes: the prompt's rows, then the live beams' rows of
 // each level but the last, whose codes need no further logits.
 struct LiveRequest {
-  LiveRequest(RequestId id, DecodeRequest request, DecodeCallback callback)
+  LiveRequest(RequestId id, DecodeRequest request, DecodeCallback callback, int64_t tail_bytes)
       : id(id),
         request(std::move(request)),
         callback(std::move(callback)),
+        tail_bytes(tail_bytes),
         search(this->request.index, this->request.beam, this->request.exclude),
         pass_rows(static_cast<int>(this->request.prompt.size())) {}
 
   RequestId id;
   DecodeRequest request;
   DecodeCallback callback;
+  int64_t tail_bytes;  // what its beams' keys and values take at most
   BeamSearch search;
-  std::unique_ptr<SequenceKv> kv;  // from its first step on
+  std::unique_ptr<SequenceKv> kv;  // once admitted
   bool prefill = true;
   int pass_rows;                      // rows of the current pass
   int done_rows = 0;                  // of them, run already
@@ -41,8 +44,18 @@ struct LiveRequest {
 
 class StepRunner {
  public:
-  StepRunner(std::shared_ptr<const DecoderWeights> weights, const TransformerOps* ops, int max_rows,
-             int max_positions);
+  StepRunner(std::shared_ptr<const DecoderWeights> weights, const TransformerOps* ops,
+             std::shared_ptr<KvBudget> budget, int max_rows, int max_positions);
+
+  // INVALID_ARGUMENT for a request whose keys and values the budget could never hold; else tail_bytes is what
+  // its beams' take at most. From any thread.
+  Status CheckKv(const DecodeRequest& request, int64_t* tail_bytes) const;
+  // Memory for all of the request's passes; what the prefix cache has of its prompt is done_rows from the
+  // start. False: there is no room now.
+  bool Admit(LiveRequest* request);
+  // Takes over what other requests have computed of this one's prompt since; returns how many more of its
+  // rows are done by that.
+  int Adopt(LiveRequest* request);
 
   struct Work {
     LiveRequest* request;
@@ -53,7 +66,8 @@ class StepRunner {
   // result.status.
   void Run(const std::vector<Work>& work, ThreadPool* pool);
 
-  int64_t kv_bytes() const { return kv_pool_.bytes_in_use(); }
+  // The kv_* numbers of the stats. From any thread.
+  void AddKvStats(EngineStats* stats) const;
 
  private:
   // Rows whose logits are wanted: `count` rows of a request from `first` of its pass.
@@ -63,14 +77,27 @@ class StepRunner {
     int first, count;
   };
 
+  void ReserveRows(LiveRequest* request) const;
   bool Prepare(const Work& work, RowBlock* block);
-  void Head(std::vector<HeadRows> heads, ThreadPool* pool);
+  void Head(ThreadPool* pool);
+  void VocabHead(ThreadPool* pool);
+  void LevelHeads(ThreadPool* pool);
   void EndPass(LiveRequest* request);
+  int levels() const { return static_cast<int>(weights_->sid_tokens().space.level_sizes.size()); }
 
   std::shared_ptr<const DecoderWeights> weights_;
   Decoder decoder_;
+  std::shared_ptr<KvBudget> budget_;
   KvPool kv_pool_;
-  std::vector<float> logits_;  // [rows, C_level] of one level
+  PrefixCache prefix_cache_;
+  // Of one step; kept, so that a step allocates nothing.
+  std::vector<RowBlock> blocks_;
+  std::vector<HeadRows> heads_;
+  std::vector<LiveRequest*> ending_;
+  std::vector<int32_t> head_rows_;  // rows of the step whose logits are wanted
+  std::vector<float> temperature_;  // of those that need the whole vocabulary, which come first
+  std::vector<float> normalizer_;   // as many
+  std::vector<float> logits_;       // [rows, C_level] of one level
 };
 
 }  // namespace genrecall

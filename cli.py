@@ -12,6 +12,7 @@ from genrecall.serving.quiet import quiet_stderr
 # no PyTorch and `genrecall sft` no TensorFlow.
 VERBS = {
     "synth": ("training.dataset.synth", "write a generated shop as a data folder"),
+    "embed": ("training.semantic_ids.embed", "item texts to vectors; compare encoders"),
     "tokenize": (
         "training.semantic_ids.tokenize",
         "give every item of a data folder a semantic ID",

@@ -7,7 +7,7 @@ from genrecall.kernels.prompt_spec import PromptSpec, compile_prompt
 from genrecall.training.dataset import splits
 from genrecall.training.prompting import build_index
 from genrecall.training.prompting.samples import SampleMaker
-from genrecall.training.semantic_ids.tokenize import SemanticIds
+from genrecall.training.semantic_ids.sid_table import SemanticIds
 
 SPACE = sid_space([7, 5, 9])
 

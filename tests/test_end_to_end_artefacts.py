@@ -14,7 +14,7 @@ from server_process import environment
 from genrecall import cli, kernels
 from genrecall.graphs.export import export, next_version
 from genrecall.graphs.loaded import LoadedModel
-from genrecall.training.semantic_ids.tokenize import SemanticIds
+from genrecall.training.semantic_ids.sid_table import SemanticIds
 
 # Runs `genrecall ARGS`, and dies by kill -9 when it renames or replaces for the nth time.
 DIE = """
@@ -77,19 +77,30 @@ def tokenize(folder, *more):
 
 def test_tokenize_killed_between_its_files_leaves_no_mixture(shop, capsys):
     before = files_of(shop / "run")
+    made = [f"semantic_ids/{name}" for name in ("codebooks", "semantic_ids", "vectorizer")]
     assert set(before) == {
-        f"semantic_ids/{name}" for name in ("codebooks.npz", "semantic_ids.npz", "report.json")
+        *(f"{name}.npz" for name in made),
+        *(f"semantic_ids/report.{kind}" for kind in ("html", "json", "txt")),
+        "tokenize.config.json",
+        "tokenize.metrics.json",
     }
     other = tokenize(shop, "--seed", "5")
-    assert killed_at_rename(2, *other)  # new codebooks beside the old table
+    assert killed_at_rename(4, *other)  # new codebooks beside the old table
     after = {name: data for name, data in files_of(shop / "run").items() if ".tmp" not in name}
-    assert [name for name in before if after[name] != before[name]] == [
-        "semantic_ids/codebooks.npz"
-    ]
+    assert {name for name in before if after.get(name) != before[name]} == {
+        "semantic_ids/codebooks.npz",
+        "semantic_ids/vectorizer.npz",
+        "tokenize.config.json",
+        "tokenize.metrics.json",  # of a run that has not ended there is none
+    }
     SemanticIds.load(shop / "run/semantic_ids/semantic_ids.npz")
     line = refused(capsys, "sft", "--data", shop / "data", "--run", shop / "run")
     assert "codebooks.npz: not the codebooks of semantic_ids.npz beside it" in line
     assert cli.main(other) == 0
+    assert killed_at_rename(3, *tokenize(shop))  # a new vectorizer beside the old codebooks
+    line = refused(capsys, *tokenize(shop, "--extend", shop / "run"))
+    assert "vectorizer.npz: not the vectorizer of codebooks.npz beside it" in line
+    assert cli.main(tokenize(shop)) == 0
 
 
 SAVE_FOLDER = """

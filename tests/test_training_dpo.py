@@ -14,6 +14,7 @@ from genrecall.training.dataset import splits, synth
 from genrecall.training.dataset.data_folder import read_data
 from genrecall.training.prompting import build_index, packing, prompts, samples
 from genrecall.training.semantic_ids import tokenize
+from genrecall.training.semantic_ids.vectorizer import VectorOptions
 from genrecall.training.tuning import (
     checkpoint,
     dpo_objective,
@@ -45,20 +46,19 @@ def shop(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("shop"))
     synth.write_shop(path, 30, 40, 0)
     data = read_data(path)
-    sids, quantised, _ = tokenize.tokenize_items(
-        data, tokenize.TokenizeOptions(levels=3, codes=8, dim=16)
-    )
+    options = tokenize.TokenizeOptions(levels=3, codes=8, vectors=VectorOptions(dim=16))
+    made = tokenize.tokenize_items(data, options)
     spec = prompts.default_spec(data)
     tokenizer = vocabulary.train_tokenizer(prompts.spec_texts(spec), 300)
     model = checkpoint.new_decoder(TINY, len(tokenizer), 0)
-    space = vocabulary.expand_vocabulary(model, tokenizer, sids, quantised.codebooks)
+    space = vocabulary.expand_vocabulary(model, tokenizer, made.sids, made.tokenizer.codebooks)
     parsed = prompt_spec.PromptSpec.from_json(spec)
     compiled = os.path.join(path, "prompt.gguf")
     prompt_spec.compile_prompt(parsed, checkpoint.tokenize_with(tokenizer), space, compiled)
     prompt = kernels.Prompt.load(compiled, space.digest)
     lines = splits.clean_lines(data.events)
     index = build_index.build_index(
-        data.items, sids, parsed, space.digest, np.ones(len(data.items), np.float32)
+        data.items, made.sids, parsed, space.digest, np.ones(len(data.items), np.float32)
     )
     maker = samples.SampleMaker(lines, lines.visible("train"), prompt, index, data.profiles, parsed)
     return maker, space, preferences_of(maker)

@@ -13,6 +13,7 @@ from genrecall.training.dataset import splits, synth
 from genrecall.training.dataset.data_folder import Events, read_data
 from genrecall.training.prompting import build_index, prompts, samples
 from genrecall.training.semantic_ids import tokenize
+from genrecall.training.semantic_ids.vectorizer import VectorOptions
 from genrecall.training.tuning import (
     checkpoint,
     next_sid,
@@ -40,10 +41,9 @@ def shop(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("shop"))
     synth.write_shop(path, 80, 60, 0)
     data = read_data(path)
-    sids, quantised, _ = tokenize.tokenize_items(
-        data, tokenize.TokenizeOptions(levels=3, codes=8, dim=16)
-    )
-    return data, sids, quantised.codebooks
+    options = tokenize.TokenizeOptions(levels=3, codes=8, vectors=VectorOptions(dim=16))
+    made = tokenize.tokenize_items(data, options)
+    return data, made.sids, made.tokenizer.codebooks
 
 
 def decoder(shop, spec, seed=0):

@@ -15,7 +15,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from genrecall import cli
 from genrecall.kernels import prompt_spec
 from genrecall.training import config
-from genrecall.training.semantic_ids.tokenize import SemanticIds
+from genrecall.training.semantic_ids.sid_table import SemanticIds
 from genrecall.training.tuning import (
     checkpoint,
     lora,

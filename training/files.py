@@ -54,6 +54,11 @@ def write_json(path, value):
         f.write("\n")
 
 
+def write_text(path, text):
+    with replacing(path) as beside, open(beside, "w", encoding="utf-8") as f:
+        f.write(text)
+
+
 def write_npz(path, **arrays):
     with replacing(path) as beside, open(beside, "wb") as f:
         np.savez(f, **arrays)

@@ -48,6 +48,19 @@ class Items:
     def __len__(self):
         return len(self.ids)
 
+    def take(self, rows):
+        """The Items of some rows, in their order."""
+        ids = self.ids[rows]
+        return Items(
+            ids,
+            [self.titles[r] for r in rows],
+            [self.attributes[r] for r in rows],
+            [self.categories[r] for r in rows],
+            self.price[rows],
+            self.ecpm[rows],
+            {int(i): r for r, i in enumerate(ids)},
+        )
+
     @cached_property
     def _by_id(self):
         order = np.argsort(self.ids)

@@ -36,7 +36,7 @@ from genrecall.training.evaluation import (
 )
 from genrecall.training.prompting import build_index
 from genrecall.training.prompting.samples import SampleMaker
-from genrecall.training.semantic_ids.tokenize import SemanticIds
+from genrecall.training.semantic_ids.sid_table import SemanticIds
 
 MODEL = "genrecall"
 

@@ -11,7 +11,7 @@ from genrecall.kernels import prompt_spec
 from genrecall.training.dataset import splits
 from genrecall.training.dataset.data_folder import read_data
 from genrecall.training.prompting import prompts
-from genrecall.training.semantic_ids.tokenize import SemanticIds
+from genrecall.training.semantic_ids.sid_table import SemanticIds
 
 WEIGHTS = ("popularity", "ecpm")
 
@@ -21,7 +21,7 @@ def build_index(items, sids, spec, sid_space_digest, weight):
 
     Args:
       items: data_folder.Items.
-      sids: tokenize.SemanticIds that have every item.
+      sids: sid_table.SemanticIds that have every item.
       spec: PromptSpec (its facets become the index's).
       sid_space_digest: name of the SID space.
       weight: float32 [N] by row of `items`.

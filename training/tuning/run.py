@@ -18,7 +18,7 @@ from genrecall.training.dataset.data_folder import read_data
 from genrecall.training.prompting import build_index, packing, prompts
 from genrecall.training.prompting.samples import SampleMaker
 from genrecall.training.semantic_ids import text
-from genrecall.training.semantic_ids.tokenize import SemanticIds
+from genrecall.training.semantic_ids.sid_table import SemanticIds
 from genrecall.training.tuning import checkpoint, vocabulary
 from genrecall.training.tuning.alignment import TASKS, Alignment
 

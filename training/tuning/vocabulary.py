@@ -55,7 +55,7 @@ def expand_vocabulary(model, tokenizer, sids, codebooks, seed=0):
     Args:
       model: a causal LM of Transformers.
       tokenizer: its tokenizer.
-      sids: tokenize.SemanticIds.
+      sids: sid_table.SemanticIds.
       codebooks: L arrays [C_l, D].
       seed: of the projection and the noise.
 

@@ -13,7 +13,7 @@ SFT = {
         "loop": _FROM_SCRATCH,
     },
     "small": {
-        "decoder": {"hidden": 128, "layers": 3, "heads": 4, "feed_forward": 512},
+        "decoder": {"hidden": 128, "layers": 2, "heads": 4, "feed_forward": 256},
         "loop": _FROM_SCRATCH,
     },
     "base": {

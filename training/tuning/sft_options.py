@@ -14,10 +14,10 @@ class DecoderOptions:
     """The shape of a decoder made from scratch; the defaults are the preset `small`."""
 
     hidden: int = option(128, "width of a decoder made from scratch", low=8)
-    layers: int = option(3, "its layers", low=1)
+    layers: int = option(2, "its layers", low=1)
     heads: int = option(4, "its attention heads", low=1)
     kv_heads: int = option(0, "its key/value heads; 0: as many as heads", low=0)
-    feed_forward: int = option(512, "inner width of its MLPs", low=8)
+    feed_forward: int = option(256, "inner width of its MLPs", low=8)
 
     def __post_init__(self):
         config.check(self)

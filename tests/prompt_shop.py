@@ -69,6 +69,25 @@ SPEC = {
 }
 
 
+def changed_spec(segments=(), **behaviors):
+    """SPEC with other behaviours, and with `segments` instead of its own from the summary on."""
+    kept = SPEC["segments"][:4] + list(segments) if segments else SPEC["segments"]
+    return SPEC | {"segments": kept, "behaviors": SPEC["behaviors"] | behaviors}
+
+
+# Similar events merged, domains apart, a summary of ads behind the past events.
+MERGED_SPEC = changed_spec(
+    [
+        {"kind": "long_term", "prefix": " ads:", "domains": ["ad"]},
+        {"kind": "long_term", "prefix": " content:", "domains": ["content"]},
+        SPEC["segments"][4] | {"domains": ["ad"]},
+        {"kind": "recent", "prefix": " recent:"},
+    ],
+    merge_levels=1,
+    merge_window=3,
+)
+
+
 def assemble_oracle(spec, space, index, events, request_time, features):
     """(tokens, stable prefix) of one user, from the spec's JSON."""
     return places_oracle(spec, space, index, events, request_time, features)[:2]

@@ -14,6 +14,7 @@ from prompt_shop import (
     assemble_oracle,
     batch,
     catalogue,
+    changed_spec,
     places_oracle,
     random_features,
     random_user,
@@ -141,6 +142,38 @@ def test_the_stable_prefix_moves_once_a_block(shop):
     prefixes = stable_prefixes(prompt, index, history)
     moves = [n for n in range(1, 201) if prefixes[n] != prefixes[n - 1]]
     assert moves == list(range(3 + 4, 201, 4))
+
+
+@pytest.mark.parametrize("window", [1, 3, 12])
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_merging_only_ever_adds_to_what_is_written(tmp_path, levels, window):
+    """The prefix moves at the same events as without merging; while the past is not longer than the
+    long-term part, a move leaves every event in place that was written; and tokens are saved.
+    """
+    space = sid_space([3, 3, 4])
+    index = catalogue(space, 400, 1)
+    rng = random.Random(levels)
+    history = [(2 * rng.randrange(400), CLICK, 0, 1000 * (i + 1)) for i in range(120)]
+    written = {}
+    for merged in (0, levels):
+        spec = changed_spec(
+            [{"kind": "long_term", "prefix": " past:"}, {"kind": "recent"}],
+            merge_levels=merged,
+            merge_window=window,
+            long_term_events=40,
+            max_events=60,
+            repeat_window_s=0,
+        )
+        prompt = compile_prompt(PromptSpec.from_json(spec), tokenize, space, tmp_path / "p.gguf")
+        written[merged] = stable_prefixes(prompt, index, history)
+    moves = {
+        merged: {n for n in range(1, 121) if prefixes[n] != prefixes[n - 1]}
+        for merged, prefixes in written.items()
+    }
+    assert moves[levels] <= moves[0] and len(moves[levels]) > 10
+    for n in range(1, 44):
+        assert written[levels][n][: len(written[levels][n - 1])] == written[levels][n - 1]
+    assert len(written[levels][-1]) < len(written[0][-1])
 
 
 def test_unknown_items_and_repeats_leave_the_stable_prefix_alone(shop):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from prompt_shop import (
+    MERGED_SPEC,
     NOW,
     SPEC,
     batch,
@@ -22,11 +23,13 @@ from genrecall.kernels.prompt_spec import PromptSpec, compile_prompt
 MISSING = {"string": b"", "int64": 0, "bucket": -np.inf}  # what a request that gives none sends
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory):
+@pytest.fixture(scope="module", params=[SPEC, MERGED_SPEC], ids=["plain", "merged"])
+def shop(request, tmp_path_factory):
     """(compiled prompt, index, the resources of the two files)."""
     folder, space = tmp_path_factory.mktemp("shop"), sid_space([7, 5, 9])
-    prompt = compile_prompt(PromptSpec.from_json(SPEC), tokenize, space, folder / "prompt.gguf")
+    prompt = compile_prompt(
+        PromptSpec.from_json(request.param), tokenize, space, folder / "prompt.gguf"
+    )
     index = catalogue(space, 400, 1)
     index.save(folder / "index.gguf")
     return (

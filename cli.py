@@ -23,6 +23,7 @@ VERBS = {
         "training.tuning.dpo",
         "teach a fine-tuned decoder which of its answers are better",
     ),
+    "prompts": ("training.prompting.report", "show prompts, and what they take with other options"),
     "index": ("training.prompting.build_index", "compile the catalogue to a recall index"),
     "evaluate": ("training.evaluation.evaluate", "full-ranking evaluation by the CPU engine"),
     "quantize": ("training.tuning.quantize", "int8 weights and activations for a run's decoder"),

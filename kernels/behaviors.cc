@@ -39,10 +39,12 @@ class ItemFolder {
       const int rank = it->second;
       if (Action(rank) == kClick) {
         open_clicks_.push_back(rank);
-      } else if (Action(rank) == kConversion && !open_clicks_.empty() &&
-                 Time(rank) - Time(open_clicks_.back()) <= options_.attribution_window_s) {
-        keep_[open_clicks_.back()] = 0;
-        open_clicks_.pop_back();
+      } else if (Action(rank) == kConversion) {
+        while (!open_clicks_.empty() &&
+               Time(rank) - Time(open_clicks_.back()) <= options_.attribution_window_s) {
+          keep_[open_clicks_.back()] = 0;
+          open_clicks_.pop_back();
+        }
       }
     }
     int64_t kept_time[kNumActions];

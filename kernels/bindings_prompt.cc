@@ -340,7 +340,7 @@ Args:
   request_time: Unix seconds; later events are dropped.
   max_events: at most this many, the latest, are kept; the oldest go in whole blocks of `block`.
   actions, domains: bit masks of what is kept.
-  attribution_window_s: a conversion absorbs the latest click on its item at most this much older.
+  attribution_window_s: a conversion absorbs the clicks on its item at most this much older.
   repeat_window_s: an event of the same item and action as a kept one at most this much older is dropped.
 
 Returns:

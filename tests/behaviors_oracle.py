@@ -28,11 +28,9 @@ def clean_oracle(
     for i, (item, action, _, time, _) in enumerate(line):
         if action != CONVERSION:
             continue
-        for click in reversed(line[:i]):
-            if click[0] == item and click[1] == CLICK and click[4]:
-                if time - click[3] <= attribution_window_s:
-                    click[4] = False
-                break
+        for click in line[:i]:
+            if click[0] == item and click[1] == CLICK and time - click[3] <= attribution_window_s:
+                click[4] = False
     kept = []
     for item, action, domain, time, there in line:
         repeats = any(

@@ -108,7 +108,7 @@ def clean_behaviors(
       request_time: int64 [B].
       row_status: int32 [B]: rows that are not 0 give no events, and are not looked at. None: all 0.
       max_events: N: at most this many, the latest, are kept.
-      attribution_window_s: a conversion absorbs the click on its item at most this much older.
+      attribution_window_s: a conversion absorbs the clicks on its item at most this much older.
       repeat_window_s: an event repeats the kept one of the same item and action this recent.
       block: the oldest beyond N are dropped in whole blocks of this many, 1..N.
       actions, domains: names or numbers of those kept, or a bit mask.

@@ -58,7 +58,7 @@ request_time: <int64>[B], Unix seconds.
 row_status: <int32>[B], 0 or the code for which a row is to be empty.
 max_events: N.
 block: the oldest beyond N are dropped in whole blocks of this many, 1..N.
-attribution_window_s: a conversion absorbs the click on its item at most this much older.
+attribution_window_s: a conversion absorbs the clicks on its item at most this much older.
 repeat_window_s: an event repeats the kept one of the same item and action this recent.
 actions: bit a: events of action a are kept.
 domains: bit d: events of domain d are kept.

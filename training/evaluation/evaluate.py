@@ -34,8 +34,7 @@ from genrecall.training.evaluation import (
     sasrec_cache,
     widths,
 )
-from genrecall.training.prompting import build_index
-from genrecall.training.prompting.samples import SampleMaker
+from genrecall.training.prompting.samples import make_maker
 from genrecall.training.semantic_ids.sid_table import SemanticIds
 
 MODEL = "genrecall"
@@ -89,10 +88,7 @@ def load_maker(data, run_folder):
     space = prompt_spec.SidSpace.load(os.path.join(folder, "sid_space.json"))
     spec = prompt_spec.PromptSpec.from_json(os.path.join(folder, "prompt_spec.json"))
     prompt = kernels.Prompt.load(os.path.join(folder, "prompt.gguf"), space.digest)
-    lines = splits.clean_lines(data.events, **splits.clean_options(spec))
-    weight = splits.popularity(lines, data.items).astype(np.float32)
-    index = build_index.build_index(data.items, sids, spec, space.digest, weight)
-    return SampleMaker(lines, lines.visible("train"), prompt, index, data.profiles, spec)
+    return make_maker(data, sids, spec, prompt)
 
 
 def sample_users(lines, split, number, seed):

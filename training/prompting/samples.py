@@ -9,7 +9,8 @@ comes from the C++ that wrote the prompt.
 
 import numpy as np
 
-from genrecall.training.prompting import packing
+from genrecall.training.dataset import splits
+from genrecall.training.prompting import build_index, packing
 
 
 def row_blocks(widths, cells=1 << 20):
@@ -23,6 +24,22 @@ def row_blocks(widths, cells=1 << 20):
             first, widest = i, max(1, width)
     if len(widths):
         yield slice(first, len(widths))
+
+
+def make_maker(data, sids, spec, prompt, **options):
+    """The SampleMaker of a data folder's training part, its index with the whole catalogue.
+
+    Args:
+      data: data_folder.DataSet.
+      sids: tokenize.SemanticIds that have every item.
+      spec: PromptSpec; prompt: kernels.Prompt, compiled from it.
+      **options: history_loss, responses, see SampleMaker.
+    """
+    lines = splits.clean_lines(data.events, **splits.clean_options(spec))
+    weight = splits.popularity(lines, data.items).astype(np.float32)
+    index = build_index.build_index(data.items, sids, spec, prompt.sid_space_digest, weight)
+    visible = lines.visible("train")
+    return SampleMaker(lines, visible, prompt, index, data.profiles, spec, **options)
 
 
 class SampleMaker:
@@ -109,11 +126,13 @@ class SampleMaker:
         Returns:
           (tokens int32 [B, P], length int32 [B]).
         """
-        tokens, length, _ = self.prompt.assemble(*self._requests(users, ends))
+        tokens, length, _ = self.prompt.assemble(*self.requests(users, ends))
         return tokens, length
 
-    def _requests(self, users, ends):
-        """The arguments of Prompt.assemble."""
+    def requests(self, users, ends):
+        """The arguments of Prompt.assemble that stand for the first ends[i] events of user number
+        users[i].
+        """
         lines = self.lines
         length = ends.astype(np.int32)
         at = lines.begin[users][:, None] + np.arange(max(int(length.max(initial=0)), 1))
@@ -137,7 +156,7 @@ class SampleMaker:
 
     def _make_block(self, users, ends):
         prompt, length, _, asked, begin, codes = self.prompt.assemble_events(
-            *self._requests(users, ends)
+            *self.requests(users, ends)
         )
         length = length.astype(np.int64)
         sample, code = self._responses(users, ends)

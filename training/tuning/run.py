@@ -7,16 +7,14 @@ import os
 import tempfile
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from genrecall import kernels
 from genrecall.kernels import prompt_spec
 from genrecall.training import files
 from genrecall.training.dataset import splits
 from genrecall.training.dataset.data_folder import read_data
 from genrecall.training.prompting import build_index, packing, prompts
-from genrecall.training.prompting.samples import SampleMaker
+from genrecall.training.prompting.samples import SampleMaker, make_maker
 from genrecall.training.semantic_ids import text
 from genrecall.training.semantic_ids.sid_table import SemanticIds
 from genrecall.training.tuning import checkpoint, vocabulary
@@ -86,30 +84,15 @@ def prepare(data_folder, run_folder, options):
         spec = prompt_spec.PromptSpec.from_json(default)
     model, tokenizer = _decoder(data, spec, options)
     space = vocabulary.expand_vocabulary(model, tokenizer, sids, _codebooks(run_folder, sids), seed)
-    lines = splits.clean_lines(data.events, **splits.clean_options(spec))
-    weight = splits.popularity(lines, data.items).astype(np.float32)
-    index = build_index.build_index(data.items, sids, spec, space.digest, weight)
+    tokenize = checkpoint.tokenize_with(tokenizer)
     with tempfile.TemporaryDirectory() as work:
         path = os.path.join(work, "prompt.gguf")
-        prompt_spec.compile_prompt(spec, checkpoint.tokenize_with(tokenizer), space, path)
-        prompt = kernels.Prompt.load(path, space.digest)
-    maker = SampleMaker(
-        lines,
-        lines.visible("train"),
-        prompt,
-        index,
-        data.profiles,
-        spec,
-        options.history_loss,
-        options.responses,
-    )
-    tasks = Alignment(
-        data.items,
-        build_index.item_codes(data.items, sids),
-        space.token_ids,
-        checkpoint.tokenize_with(tokenizer),
-        tokenizer.eos_token_id,
-        options.tasks,
+        prompt = prompt_spec.compile_prompt(spec, tokenize, space, path)
+    samples = {"history_loss": options.history_loss, "responses": options.responses}
+    maker = make_maker(data, sids, spec, prompt, **samples)
+    codes = build_index.item_codes(data.items, sids)
+    alignment = Alignment(
+        data.items, codes, space.token_ids, tokenize, tokenizer.eos_token_id, options.tasks
     )
     identity = {
         "data_digest": data.digest,
@@ -118,7 +101,9 @@ def prepare(data_folder, run_folder, options):
         "prompt_spec": spec.to_json(),
         "checkpoint_digest": _weights_digest(options.checkpoint),
     }
-    return SftRun(run_folder, data, lines, model, tokenizer, space, spec, maker, identity, tasks)
+    return SftRun(
+        run_folder, data, maker.lines, model, tokenizer, space, spec, maker, identity, alignment
+    )
 
 
 def _decoder(data, spec, options):

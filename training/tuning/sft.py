@@ -152,7 +152,7 @@ def run_sft(data_folder, run_folder, options, restart=False):
     state = StateFolder(os.path.join(run_folder, "state"), identity(run, options))
     if accelerator.is_main_process:
         state.open(restart)
-        _write_manifest(run, options)
+        _write_manifest(run, options, accelerator.num_processes)
     accelerator.wait_for_everyone()
     report = progress.Report()
     with report if accelerator.is_main_process else contextlib.nullcontext():
@@ -176,8 +176,9 @@ def main(args):
         print(f"{folder}: epoch {best['epoch']}, loss {best['loss']:.3f}{reached}")
 
 
-def _write_manifest(run, options):
+def _write_manifest(run, options, processes):
     extra = {
+        "processes": processes,
         "sid_space_digest": run.space.digest,
         "parameters": sum(p.numel() for p in run.model.parameters()),
     }

@@ -122,9 +122,7 @@ def train(objective, epoch_samples, options: LoopOptions, hooks, state=None):
 def make_accelerator(mixed_precision="no"):
     """The accelerator of this process: CUDA where there is any, else the CPU."""
     handlers = [
-        accelerate.DistributedDataParallelKwargs(
-            broadcast_buffers=False, gradient_as_bucket_view=True
-        ),
+        accelerate.DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         # The other processes wait while the main one validates.
         accelerate.InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12)),
     ]

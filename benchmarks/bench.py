@@ -32,11 +32,14 @@ def prepare(folder, shape, args):
     """Workload of `shape` with the weights the own engine runs, one file a dtype."""
     from transformers.utils import logging
 
-    from genrecall.trtllm_bridge import checkpoint
+    from genrecall.trtllm_bridge import Engine, checkpoint, quantize
 
     logging.disable_progress_bar()  # of one file, written in a moment
     made = workload.write_workload(folder, shape, args.items, args.prompt_tokens, args.seed)
-    checkpoint.convert(folder / "checkpoint", folder / "model-bfloat16.gguf", "bfloat16")
+    model = folder / "model-bfloat16.gguf"
+    checkpoint.convert(folder / "checkpoint", model, "bfloat16")
+    maxima = Engine(model).input_maxima(made.prompts[0].astype(np.int32))
+    quantize.quantize(model, folder / "model-int8.gguf", "w8a8", maxima)
     return made
 
 

@@ -33,6 +33,7 @@ def export(
     *,
     version=None,
     dtype="bfloat16",
+    weights=None,
     options=None,
     engine=None,
     branches=(),
@@ -49,6 +50,8 @@ def export(
       output: the model's folder, whose numbered sub-folders are its versions; made if needed.
       version: None: one more than the highest there.
       dtype: of the weights, "bfloat16" or "float32".
+      weights: a model.gguf to serve, such as `genrecall quantize` writes, in place of the
+        checkpoint's, which is then not converted.
       options: RecallOptions. engine: dict of EngineResource's options.
       branches: one's own Branches.
       warmup: requests in the warm-up file, 0 for none.
@@ -78,8 +81,12 @@ def export(
         artefacts = _load(checkpoint, index, work)
         requests = samples.sample_requests(artefacts, warmup)
         links = _asset_sources(artefacts, work)
-        report(f"convert {artefacts.checkpoint} to {dtype}")
-        weights = checkpoints.convert(artefacts.checkpoint, links["model"], dtype)
+        if weights is None:
+            report(f"convert {artefacts.checkpoint} to {dtype}")
+            described = checkpoints.convert(artefacts.checkpoint, links["model"], dtype)
+        else:
+            described = checkpoints.describe(weights)
+            links["model"].symlink_to(pathlib.Path(weights).resolve())
         report("compose the recall graph")
         graph = build_recall_graph(
             _with_files(artefacts, links), links["model"], options, engine=engine, branches=branches
@@ -90,7 +97,7 @@ def export(
         card = cards.model_card(
             artefacts,
             graph,
-            weights,
+            described,
             engine=engine,
             version=version,
             retokenized_share=retokenized_share(artefacts),
@@ -201,6 +208,11 @@ def configure(parser):
     )
     add("--version", type=int, metavar="N", help="default: one more than the highest there")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the weights")
+    add(
+        "--weights",
+        metavar="GGUF",
+        help="weights file to serve, such as quantize writes, in place of the checkpoint's",
+    )
     add("--num_items", type=int, default=defaults.num_items, help="K, items of an answer")
     add("--beam_width", type=int, default=defaults.beam_width, help="default of a request")
     add(
@@ -270,6 +282,7 @@ def main(args):
             args.output,
             version=args.version,
             dtype=args.dtype,
+            weights=args.weights,
             options=options,
             engine={"num_threads": args.threads},
             warmup=args.warmup,

@@ -18,7 +18,7 @@ def model_card(artefacts, graph, weights, *, engine, version, retokenized_share)
     """The card of one export.
 
     Args:
-      artefacts: Artefacts. graph: the RecallGraph. weights: what `convert` returned.
+      artefacts: Artefacts. graph: the RecallGraph. weights: what checkpoint.model_card gives.
       engine: dict of engine options. version: number of the export.
       retokenized_share: of sampled prompts, the share that would tokenize differently as whole
         strings; None: no tokenizer in the checkpoint folder to tell.

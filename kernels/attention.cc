@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/kv_vector.h"
 #include "kernels/scalar_math.h"
 #include "kernels/thread_pool.h"
 
@@ -35,7 +36,8 @@ class OnlineSoftmax {
       const float p = Exp(scores_[j] - top);
       sum_ += p;
       const auto* v = value(j);
-      for (int d = 0; d < head_dim_; ++d) out_[d] += p * Load(v[d]);
+      const float scale = KvScale(v, head_dim_);
+      for (int d = 0; d < head_dim_; ++d) out_[d] += p * (Load(v[d]) * scale);
     }
   }
 
@@ -47,8 +49,9 @@ class OnlineSoftmax {
  private:
   template <typename T>
   float Dot(const T* key) const {
+    const float scale = KvScale(key, head_dim_);
     float sum = 0.0f;
-    for (int d = 0; d < head_dim_; ++d) sum += q_[d] * Load(key[d]);
+    for (int d = 0; d < head_dim_; ++d) sum += q_[d] * (Load(key[d]) * scale);
     return sum;
   }
 
@@ -62,55 +65,61 @@ class OnlineSoftmax {
 
 // All of a sequence's first `keys` keys, page by page.
 template <typename T>
-void AttendPages(const KvPages& kv, int64_t head_offset, int head_dim, int keys, OnlineSoftmax* softmax) {
+void AttendPages(const KvPages& kv, int kv_head, int head_dim, int keys, OnlineSoftmax* softmax) {
+  const int64_t stride = KvStride(static_cast<const T*>(nullptr), head_dim);
   for (int first = 0; first < keys; first += kPageTokens) {
-    const T* k = static_cast<const T*>(kv.k[first / kPageTokens]) + head_offset;
-    const T* v = static_cast<const T*>(kv.v[first / kPageTokens]) + head_offset;
+    const T* k = static_cast<const T*>(kv.k[first / kPageTokens]) + int64_t{kv_head} * kPageTokens * stride;
+    const T* v = static_cast<const T*>(kv.v[first / kPageTokens]) + int64_t{kv_head} * kPageTokens * stride;
     softmax->Block(
-        std::min(kPageTokens, keys - first), [&](int j) { return k + j * head_dim; },
-        [&](int j) { return v + j * head_dim; });
+        std::min(kPageTokens, keys - first), [&](int j) { return k + j * stride; },
+        [&](int j) { return v + j * stride; });
   }
 }
 
-template <typename T>
+// T: of keys and values; Out: of the output.
+template <typename T, typename Out>
 void PrefillOf(const PrefillAttentionArgs& args, int kv_head, int first_row, int last_row) {
   const int group = args.q_heads / args.kv_heads, dim = args.head_dim;
   for (int r = first_row; r < last_row; ++r) {
     for (int h = kv_head * group; h < (kv_head + 1) * group; ++h) {
       OnlineSoftmax softmax(args.q + r * args.q_stride + h * dim, dim, args.scale);
-      AttendPages<T>(args.kv, int64_t{kv_head} * kPageTokens * dim, dim, args.first_position + r + 1,
-                     &softmax);
-      softmax.Finish(static_cast<T*>(args.out) + (int64_t{r} * args.q_heads + h) * dim);
+      AttendPages<T>(args.kv, kv_head, dim, args.first_position + r + 1, &softmax);
+      softmax.Finish(static_cast<Out*>(args.out) + (int64_t{r} * args.q_heads + h) * dim);
     }
   }
 }
 
-template <typename T>
+template <typename T, typename Out>
 void BeamsOf(const BeamAttentionArgs& args, int kv_head, int first_beam, int last_beam) {
   const int group = args.q_heads / args.kv_heads, dim = args.head_dim;
+  const int64_t stride = KvStride(static_cast<const T*>(nullptr), dim);
   for (int b = first_beam; b < last_beam; ++b) {
     const auto tail = [&](const void* const* rows, int j) {
       const int64_t row = args.ancestor[int64_t{j} * args.beams + b];
-      return static_cast<const T*>(rows[j]) + (row * args.kv_heads + kv_head) * dim;
+      return static_cast<const T*>(rows[j]) + (row * args.kv_heads + kv_head) * stride;
     };
     for (int h = kv_head * group; h < (kv_head + 1) * group; ++h) {
       OnlineSoftmax softmax(args.q + b * args.q_stride + h * dim, dim, args.scale);
-      AttendPages<T>(args.prompt, int64_t{kv_head} * kPageTokens * dim, dim, args.prompt_tokens, &softmax);
+      AttendPages<T>(args.prompt, kv_head, dim, args.prompt_tokens, &softmax);
       softmax.Block(
           args.tail_tokens, [&](int j) { return tail(args.tail_k, j); },
           [&](int j) { return tail(args.tail_v, j); });
-      softmax.Finish(static_cast<T*>(args.out) + (int64_t{b} * args.q_heads + h) * dim);
+      softmax.Finish(static_cast<Out*>(args.out) + (int64_t{b} * args.q_heads + h) * dim);
     }
   }
 }
 
 void Prefill(const PrefillAttentionArgs& args, int kv_head, int first_row, int last_row) {
-  const auto run = args.dtype == DType::kF32 ? PrefillOf<float> : PrefillOf<bf16>;
+  const bool f32 = args.dtype == DType::kF32;
+  const auto run = args.kv_dtype == DType::kI8 ? (f32 ? PrefillOf<int8_t, float> : PrefillOf<int8_t, bf16>)
+                                               : (f32 ? PrefillOf<float, float> : PrefillOf<bf16, bf16>);
   run(args, kv_head, first_row, last_row);
 }
 
 void Beams(const BeamAttentionArgs& args, int kv_head, int first_beam, int last_beam) {
-  const auto run = args.dtype == DType::kF32 ? BeamsOf<float> : BeamsOf<bf16>;
+  const bool f32 = args.dtype == DType::kF32;
+  const auto run = args.kv_dtype == DType::kI8 ? (f32 ? BeamsOf<int8_t, float> : BeamsOf<int8_t, bf16>)
+                                               : (f32 ? BeamsOf<float, float> : BeamsOf<bf16, bf16>);
   run(args, kv_head, first_beam, last_beam);
 }
 
@@ -130,16 +139,15 @@ void ForEachBlock(int kv_heads, int rows, ThreadPool* pool, const Run& run) {
   });
 }
 
-template <typename T>
-void AppendRows(const float* x, int64_t stride, int n, int kv_heads, int head_dim, int first_position,
-                void* const* pages) {
+void AppendRows(ConvertVector convert, DType dtype, const float* x, int64_t stride, int n, int kv_heads,
+                int head_dim, int first_position, void* const* pages) {
+  const int64_t vector = KvVectorBytes(dtype, head_dim);
   for (int r = 0; r < n; ++r) {
     const int position = first_position + r;
-    T* page = static_cast<T*>(pages[position / kPageTokens]);
+    uint8_t* page = static_cast<uint8_t*>(pages[position / kPageTokens]);
     for (int h = 0; h < kv_heads; ++h) {
-      T* to = page + (int64_t{h} * kPageTokens + position % kPageTokens) * head_dim;
-      const float* from = x + r * stride + h * head_dim;
-      for (int d = 0; d < head_dim; ++d) Store(from[d], to + d);
+      uint8_t* to = page + (int64_t{h} * kPageTokens + position % kPageTokens) * vector;
+      convert(dtype, x + r * stride + h * head_dim, head_dim, to);
     }
   }
 }
@@ -158,11 +166,10 @@ void RunBeamAttention(const AttentionKernel& kernel, const BeamAttentionArgs& ar
                [&](int head, int first, int last) { kernel.beams(args, head, first, last); });
 }
 
-void KvAppend(DType dtype, const float* k, const float* v, int64_t stride, int n, int kv_heads, int head_dim,
-              int first_position, KvPages pages) {
-  const auto append = dtype == DType::kF32 ? AppendRows<float> : AppendRows<bf16>;
-  append(k, stride, n, kv_heads, head_dim, first_position, pages.k);
-  append(v, stride, n, kv_heads, head_dim, first_position, pages.v);
+void KvAppend(ConvertVector convert, DType dtype, const float* k, const float* v, int64_t stride, int n,
+              int kv_heads, int head_dim, int first_position, KvPages pages) {
+  AppendRows(convert, dtype, k, stride, n, kv_heads, head_dim, first_position, pages.k);
+  AppendRows(convert, dtype, v, stride, n, kv_heads, head_dim, first_position, pages.v);
 }
 
 }  // namespace genrecall

@@ -25,9 +25,10 @@ extern const AttentionKernel kScalarAttention, kAvx2Attention, kAvx512Attention,
 void RunPrefillAttention(const AttentionKernel& kernel, const PrefillAttentionArgs& args, ThreadPool* pool);
 void RunBeamAttention(const AttentionKernel& kernel, const BeamAttentionArgs& args, ThreadPool* pool);
 
-// Copies; the same for every ISA. Contract in transformer_ops.h.
-void KvAppend(DType dtype, const float* k, const float* v, int64_t stride, int n, int kv_heads, int head_dim,
-              int first_position, KvPages pages);
+// Writes vectors by RowKernels::convert. Contract in transformer_ops.h.
+using ConvertVector = void (*)(DType dtype, const float* x, int64_t n, void* y);
+void KvAppend(ConvertVector convert, DType dtype, const float* k, const float* v, int64_t stride, int n,
+              int kv_heads, int head_dim, int first_position, KvPages pages);
 
 }  // namespace genrecall
 

@@ -63,7 +63,7 @@ class TileQueryBlock {
     const int64_t key_floats = int64_t{kPageTokens} * dim_steps_ * kTileDepth / 2;
     const int64_t value_floats = int64_t{dim_tiles_} * kTileDim * kPageTokens / 2;
     const int64_t floats = query_tiles * 2 * kTileFloats + out_tiles * kTileFloats + 2 * groups_ * kGroup +
-                           key_floats + value_floats;
+                           key_floats + value_floats + 2 * kPageTokens;
     float* next = static_cast<float*>(ThreadScratch(ScratchArea::kTiles, floats * int64_t{sizeof(float)}));
     const auto take = [&next](int64_t n) { return (next += n) - n; };
     queries_ = reinterpret_cast<SplitTile*>(take(query_tiles * 2 * kTileFloats));
@@ -72,6 +72,8 @@ class TileQueryBlock {
     sum_ = take(groups_ * kGroup);
     keys_ = reinterpret_cast<bf16*>(take(key_floats));
     values_ = reinterpret_cast<bf16*>(take(value_floats));
+    key_scale_ = take(kPageTokens);
+    value_scale_ = take(kPageTokens);
     for (int64_t i = 0; i < out_tiles * kTileFloats; ++i) out_[i] = 0.0f;
     for (int i = 0; i < groups_ * kGroup; ++i) {
       max_[i] = -__builtin_inff();
@@ -104,9 +106,13 @@ class TileQueryBlock {
     }
   }
 
-  template <typename Valid>
-  void Page(const bf16* k, const bf16* v, int keys, const Valid& valid) {
+  template <typename T, typename Valid>
+  void Page(const T* k, const T* v, int keys, const Valid& valid) {
     const bf16* rows = PadKeys(k, keys);
+    for (int j = 0; j < kPageTokens; ++j) {
+      key_scale_[j] = j < keys ? KvScale(k + j * KvStride(k, dim_), dim_) : 0.0f;
+      value_scale_[j] = j < keys ? KvScale(v + j * KvStride(v, dim_), dim_) : 0.0f;
+    }
     TransposeValues(v, keys);
     for (int g = 0; g < groups_; ++g) {
       int32_t seen[kGroup];
@@ -153,25 +159,35 @@ class TileQueryBlock {
     for (int d = 0; d < kTileDepth && first + d < dim_; ++d) q[d] = block_.query(i)[first + d];
   }
 
-  // Keys as [kPageTokens, dim_steps_ * 32]: the page itself where its rows are whole and it is full.
+  // Keys as [kPageTokens, dim_steps_ * 32], without their scales: the page itself where its rows are whole
+  // and it is full. bf16 holds an int8 number exactly.
   const bf16* PadKeys(const bf16* k, int keys) {
     if (dim_ % kTileDepth == 0 && keys == kPageTokens) return k;
+    return CopyKeys(k, keys);
+  }
+  const bf16* PadKeys(const int8_t* k, int keys) { return CopyKeys(k, keys); }
+
+  template <typename T>
+  const bf16* CopyKeys(const T* k, int keys) {
     const int stride = dim_steps_ * kTileDepth;
     for (int j = 0; j < kPageTokens; ++j) {
-      for (int d = 0; d < stride; ++d)
-        keys_[j * stride + d] = j < keys && d < dim_ ? k[j * dim_ + d] : bf16{0};
+      for (int d = 0; d < stride; d += kLanes) {
+        const int left = dim_ - d, lanes = left < 0 ? 0 : left < kLanes ? left : kLanes;
+        Store(keys_ + j * stride + d, j < keys ? LoadPartial(k + j * KvStride(k, dim_) + d, lanes) : Zero());
+      }
     }
     return keys_;
   }
 
-  // values_[dim_tiles_ * 16][kPageTokens]; dimensions and keys past the end are 0.
-  void TransposeValues(const bf16* v, int keys) {
+  // values_[dim_tiles_ * 16][kPageTokens], without their scales; dimensions and keys past the end are 0.
+  template <typename T>
+  void TransposeValues(const T* v, int keys) {
     for (int j = 0; j < kPageTokens; j += kTileDim) {
       for (int d = 0; d < dim_; d += kTileDim) {
         const int lanes = dim_ - d < kTileDim ? dim_ - d : kTileDim;
         Vec block[kTileDim];
         for (int i = 0; i < kTileDim; ++i) {
-          block[i] = j + i < keys ? LoadPartial(v + int64_t{j + i} * dim_ + d, lanes) : Zero();
+          block[i] = j + i < keys ? LoadPartial(v + (j + i) * KvStride(v, dim_) + d, lanes) : Zero();
         }
         Transpose(block);
         for (int i = 0; i < kTileDim; ++i) Store(values_ + int64_t{d + i} * kPageTokens + j, block[i]);
@@ -212,22 +228,22 @@ class TileQueryBlock {
   }
 
   // scores -> weights, as pairs of successive keys; rescales what was summed before. Query i sees the first
-  // seen[i] keys.
+  // seen[i] keys. Scales of keys and values come in here, where each is one factor: times 1 for bf16.
   void Softmax(int g, __m512i seen, const float* scores, SplitTile* weights) {
+    const auto score = [&](int j) { return Mul(Load(scores + j * kGroup), Set1(key_scale_[j])); };
     const auto visible = [&](int j) { return _mm512_cmpgt_epi32_mask(seen, _mm512_set1_epi32(j)); };
     const Vec old_max = Load(max_ + g * kGroup);
     Vec max = old_max;
     for (int j = 0; j < kPageTokens; ++j) {
-      const Vec s = Load(scores + j * kGroup);
-      max = _mm512_mask_max_ps(max, visible(j), s, max);
+      max = _mm512_mask_max_ps(max, visible(j), score(j), max);
     }
     Vec sum = Zero();
     for (int j = 0; j < kPageTokens; j += 2) {
       SplitVec pair[2];
       for (int i = 0; i < 2; ++i) {
-        const Vec p = _mm512_maskz_mov_ps(visible(j + i), Exp(Sub(Load(scores + (j + i) * kGroup), max)));
+        const Vec p = _mm512_maskz_mov_ps(visible(j + i), Exp(Sub(score(j + i), max)));
         sum = Add(sum, p);
-        pair[i] = SplitBf16(p);
+        pair[i] = SplitBf16(Mul(p, Set1(value_scale_[j + i])));
       }
       SplitTile& tile = weights[j / kTileDepth];
       const int row = j % kTileDepth / 2 * kTileDim;
@@ -288,23 +304,28 @@ class TileQueryBlock {
 
   QueryBlock block_;
   int rows_, dim_, groups_, dim_steps_, dim_tiles_;
-  SplitTile* queries_;    // [groups_, dim_steps_]
-  float* out_;            // [groups_, dim_tiles_, 16 dimensions, 16 queries]
-  float *max_, *sum_;     // [groups_, 16]
-  bf16 *keys_, *values_;  // the page: padded keys, transposed values
+  SplitTile* queries_;               // [groups_, dim_steps_]
+  float* out_;                       // [groups_, dim_tiles_, 16 dimensions, 16 queries]
+  float *max_, *sum_;                // [groups_, 16]
+  bf16 *keys_, *values_;             // the page: padded keys, transposed values
+  float *key_scale_, *value_scale_;  // [kPageTokens] of the page
 };
 
 void AmxPrefill(const PrefillAttentionArgs& args, int kv_head, int first_row, int last_row) {
   if (args.dtype == DType::kF32) return kAvx512Attention.prefill(args, kv_head, first_row, last_row);
   TileConfigure();
-  PrefillOf<TileQueryBlock, bf16>(args, kv_head, first_row, last_row);
+  const bool int8 = args.kv_dtype == DType::kI8;
+  const auto run = int8 ? PrefillOf<TileQueryBlock, int8_t, bf16> : PrefillOf<TileQueryBlock, bf16, bf16>;
+  run(args, kv_head, first_row, last_row);
   TileRelease();
 }
 
 void AmxBeams(const BeamAttentionArgs& args, int kv_head, int first_beam, int last_beam) {
   if (args.dtype == DType::kF32) return kAvx512Attention.beams(args, kv_head, first_beam, last_beam);
   TileConfigure();
-  BeamsOf<TileQueryBlock, bf16>(args, kv_head, first_beam, last_beam);
+  const bool int8 = args.kv_dtype == DType::kI8;
+  const auto run = int8 ? BeamsOf<TileQueryBlock, int8_t, bf16> : BeamsOf<TileQueryBlock, bf16, bf16>;
+  run(args, kv_head, first_beam, last_beam);
   TileRelease();
 }
 

@@ -1,7 +1,6 @@
 // genrecall.kernels._kernels._numeric: the transformer's kernels of any ISA, for tests and benchmarks. Arrays
 // are float32 outside; a Tensor holds them as the kernels read them.
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <memory>
 #include <optional>
@@ -10,6 +9,7 @@
 
 #include "kernels/bindings.h"
 #include "kernels/cpu_isa.h"
+#include "kernels/kv_vector.h"
 #include "kernels/quantize.h"
 #include "kernels/transformer_ops.h"
 
@@ -39,10 +39,6 @@ class Tensor {
     Array<float> array(std::vector<py::ssize_t>(shape_.begin(), shape_.end()));
     for (int64_t i = 0; i < size_; ++i) array.mutable_data()[i] = Get(i);
     return array;
-  }
-
-  void Fill(float x) {
-    for (int64_t i = 0; i < size_; ++i) Set(i, x);
   }
 
   DType dtype() const { return dtype_; }
@@ -171,11 +167,9 @@ class Pages {
   Pages(const TransformerOps& ops, DType dtype, const Array<float>& k, const Array<float>& v) {
     const int tokens = static_cast<int>(k.shape(0)), heads = static_cast<int>(k.shape(1));
     const int dim = static_cast<int>(k.shape(2));
+    const int64_t bytes = int64_t{heads} * kPageTokens * KvVectorBytes(dtype, dim);
     for (int first = 0; first < tokens; first += kPageTokens) {
-      for (auto* pages : {&k_, &v_}) {
-        pages->push_back(Tensor(dtype, {heads, kPageTokens, dim}));
-        pages->back().Fill(NAN);
-      }
+      for (auto* pages : {&k_, &v_}) pages->emplace_back(bytes, uint8_t{0xff});  // NaN in every dtype
       k_pointers_.push_back(k_.back().data());
       v_pointers_.push_back(v_.back().data());
     }
@@ -184,19 +178,29 @@ class Pages {
   KvPages view() const { return {k_pointers_.data(), v_pointers_.data()}; }
 
  private:
-  std::vector<Tensor> k_, v_;
+  std::vector<std::vector<uint8_t>> k_, v_;
   std::vector<void*> k_pointers_, v_pointers_;
 };
+
+// [.., head_dim] as the vectors of a tail.
+std::vector<uint8_t> Vectors(const TransformerOps& ops, DType dtype, const Array<float>& x) {
+  const int dim = static_cast<int>(x.shape(x.ndim() - 1));
+  const int64_t n = x.size() / dim, bytes = KvVectorBytes(dtype, dim);
+  std::vector<uint8_t> vectors(n * bytes);
+  for (int64_t i = 0; i < n; ++i) ops.convert(dtype, x.data() + i * dim, dim, vectors.data() + i * bytes);
+  return vectors;
+}
 
 // q [n, q_heads, d] at positions first_position..; k, v [first_position + n, kv_heads, d].
 Array<float> PrefillAttention(const std::string& isa, const std::string& dtype, const Array<float>& q,
                               const Array<float>& k, const Array<float>& v, int first_position, float scale,
-                              ThreadPool* pool) {
+                              ThreadPool* pool, bool int8_kv) {
   const TransformerOps& ops = Table(isa);
   Require(q.ndim() == 3 && k.ndim() == 3 && v.ndim() == 3, "q, k, v: expected rank 3");
   Require(k.shape(0) >= first_position + q.shape(0), "k: expected first_position + n rows");
   PrefillAttentionArgs args;
   args.dtype = ParseDType(dtype);
+  args.kv_dtype = int8_kv ? DType::kI8 : args.dtype;
   args.q_heads = static_cast<int>(q.shape(1));
   args.kv_heads = static_cast<int>(k.shape(1));
   args.head_dim = static_cast<int>(q.shape(2));
@@ -205,7 +209,7 @@ Array<float> PrefillAttention(const std::string& isa, const std::string& dtype, 
   args.q_stride = q.shape(1) * q.shape(2);
   args.n = static_cast<int>(q.shape(0));
   args.first_position = first_position;
-  const Pages pages(ops, args.dtype, k, v);
+  const Pages pages(ops, args.kv_dtype, k, v);
   args.kv = pages.view();
   const Tensor out(args.dtype, {q.shape(0), q.shape(1) * q.shape(2)});
   args.out = out.data();
@@ -221,12 +225,13 @@ Array<float> PrefillAttention(const std::string& isa, const std::string& dtype, 
 Array<float> BeamAttention(const std::string& isa, const std::string& dtype, const Array<float>& q,
                            const Array<float>& k, const Array<float>& v, const Array<float>& tail_k,
                            const Array<float>& tail_v, const Array<int32_t>& ancestor, float scale,
-                           ThreadPool* pool) {
+                           ThreadPool* pool, bool int8_kv) {
   const TransformerOps& ops = Table(isa);
   Require(q.ndim() == 3 && k.ndim() == 3 && v.ndim() == 3, "q, k, v: expected rank 3");
   Require(tail_k.ndim() == 4 && tail_v.ndim() == 4 && ancestor.ndim() == 2, "tails: expected rank 4, 4, 2");
   BeamAttentionArgs args;
   args.dtype = ParseDType(dtype);
+  args.kv_dtype = int8_kv ? DType::kI8 : args.dtype;
   args.q_heads = static_cast<int>(q.shape(1));
   args.kv_heads = static_cast<int>(k.shape(1));
   args.head_dim = static_cast<int>(q.shape(2));
@@ -235,15 +240,16 @@ Array<float> BeamAttention(const std::string& isa, const std::string& dtype, con
   args.q_stride = q.shape(1) * q.shape(2);
   args.beams = static_cast<int>(q.shape(0));
   args.prompt_tokens = static_cast<int>(k.shape(0));
-  const Pages pages(ops, args.dtype, k, v);
+  const Pages pages(ops, args.kv_dtype, k, v);
   args.prompt = pages.view();
   args.tail_tokens = static_cast<int>(tail_k.shape(0));
-  const Tensor own_k = Tensor::Of(args.dtype, tail_k), own_v = Tensor::Of(args.dtype, tail_v);
-  const int64_t bytes = tail_k.size() / std::max<int64_t>(tail_k.shape(0), 1) * DTypeSize(args.dtype);
+  const std::vector<uint8_t> own_k = Vectors(ops, args.kv_dtype, tail_k);
+  const std::vector<uint8_t> own_v = Vectors(ops, args.kv_dtype, tail_v);
+  const int64_t bytes = static_cast<int64_t>(own_k.size()) / std::max<int64_t>(tail_k.shape(0), 1);
   std::vector<const void*> k_rows, v_rows;
   for (int j = 0; j < args.tail_tokens; ++j) {
-    k_rows.push_back(static_cast<const char*>(own_k.data()) + j * bytes);
-    v_rows.push_back(static_cast<const char*>(own_v.data()) + j * bytes);
+    k_rows.push_back(own_k.data() + j * bytes);
+    v_rows.push_back(own_v.data() + j * bytes);
   }
   args.tail_k = k_rows.data();
   args.tail_v = v_rows.data();
@@ -340,9 +346,10 @@ void BindNumeric(py::module_& parent) {
   def_gemm(&FloatGemm);
   def_gemm(&Int8Gemm);
   m.def("prefill_attention", &PrefillAttention, py::arg("isa"), py::arg("dtype"), py::arg("q"), py::arg("k"),
-        py::arg("v"), py::arg("first_position"), py::arg("scale"), no_pool);
+        py::arg("v"), py::arg("first_position"), py::arg("scale"), no_pool, py::arg("int8_kv") = false);
   m.def("beam_attention", &BeamAttention, py::arg("isa"), py::arg("dtype"), py::arg("q"), py::arg("k"),
-        py::arg("v"), py::arg("tail_k"), py::arg("tail_v"), py::arg("ancestor"), py::arg("scale"), no_pool);
+        py::arg("v"), py::arg("tail_k"), py::arg("tail_v"), py::arg("ancestor"), py::arg("scale"), no_pool,
+        py::arg("int8_kv") = false);
   m.def("rms_norm", &RmsNorm, py::arg("isa"), py::arg("dtype"), py::arg("x"), py::arg("weight"),
         py::arg("eps"));
   m.def("rope", &Rope, py::arg("isa"), py::arg("x"), py::arg("position"), py::arg("cos_sin"));

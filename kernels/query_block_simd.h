@@ -8,6 +8,7 @@
 #ifndef GENRECALL_KERNELS_QUERY_BLOCK_SIMD_H_
 #define GENRECALL_KERNELS_QUERY_BLOCK_SIMD_H_
 
+#include "kernels/kv_vector.h"
 #include "kernels/scratch.h"
 #include "kernels/transformer_args.h"
 
@@ -57,6 +58,15 @@ inline void Product(const float* a, int64_t a_stride, int depth, const float* b,
   for (; j < columns; j += kLanes) ProductTile<1>(a, a_stride, depth, b + j, b_stride, c + j, c_stride);
 }
 
+// Numbers d.. of a key or value.
+template <typename T>
+inline Vec LoadKv(const T* v, int /*head_dim*/, int d, int lanes) {
+  return LoadPartial(v + d, lanes);
+}
+inline Vec LoadKv(const int8_t* v, int head_dim, int d, int lanes) {
+  return Mul(LoadPartial(v + d, lanes), Set1(KvScale(v, head_dim)));
+}
+
 // Queries of one KV head and their running softmax. Rows are padded to whole tiles with zero queries.
 class QueryBlock {
  public:
@@ -90,8 +100,8 @@ class QueryBlock {
   void StartPages() {}
   void EndPages() {}
 
-  // The next `keys` keys, 1..kPageTokens: k and v are T [keys, head_dim]. valid(i) of them, counted from the
-  // first, are query i's to see; it may be <= 0 or more than `keys`.
+  // The next `keys` keys, 1..kPageTokens: k and v are [keys] vectors of T (kv_vector.h). valid(i) of them,
+  // counted from the first, are query i's to see; it may be <= 0 or more than `keys`.
   template <typename T, typename Valid>
   void Page(const T* k, const T* v, int keys, const Valid& valid) {
     TransposeKeys(k, keys);
@@ -109,7 +119,7 @@ class QueryBlock {
     }
   }
 
-  // One more block of a few keys that only query i has: key(j), value(j) are const T* [head_dim].
+  // One more block of a few keys that only query i has: key(j), value(j) are vectors of T.
   template <typename Key, typename Value>
   void OwnKeys(int i, int keys, const Key& key, const Value& value) {
     float* out = out_ + int64_t{i} * stride_;
@@ -122,7 +132,7 @@ class QueryBlock {
         const auto* v = value(first + j);
         for (int d = 0; d < dim_; d += kLanes) {
           const int lanes = dim_ - d < kLanes ? dim_ - d : kLanes;
-          Store(out + d, Fma(Set1(scores[j]), LoadPartial(v + d, lanes), Load(out + d)));
+          Store(out + d, Fma(Set1(scores[j]), LoadKv(v, dim_, d, lanes), Load(out + d)));
         }
       }
     }
@@ -150,7 +160,7 @@ class QueryBlock {
     Vec sum = Zero();
     for (int d = 0; d < dim_; d += kLanes) {
       const int lanes = dim_ - d < kLanes ? dim_ - d : kLanes;
-      sum = Fma(Load(q_ + int64_t{i} * stride_ + d), LoadPartial(key + d, lanes), sum);
+      sum = Fma(Load(q_ + int64_t{i} * stride_ + d), LoadKv(key, dim_, d, lanes), sum);
     }
     return Sum(sum);
   }
@@ -194,12 +204,13 @@ class QueryBlock {
   // keys_[d][j]; keys past the end are 0.
   template <typename T>
   void TransposeKeys(const T* k, int keys) {
+    const int64_t stride = KvStride(k, dim_);
     for (int j = 0; j < kPageTokens; j += kLanes) {
       for (int d = 0; d < dim_; d += kLanes) {
         const int lanes = dim_ - d < kLanes ? dim_ - d : kLanes;
         Vec v[kLanes];
         for (int i = 0; i < kLanes; ++i) {
-          v[i] = j + i < keys ? LoadPartial(k + int64_t{j + i} * dim_ + d, lanes) : Zero();
+          v[i] = j + i < keys ? LoadKv(k + (j + i) * stride, dim_, d, lanes) : Zero();
         }
         Transpose(v);
         for (int i = 0; i < kLanes; ++i) Store(keys_ + int64_t{d + i} * kPageTokens + j, v[i]);
@@ -210,11 +221,11 @@ class QueryBlock {
   // values_[j][d]; values past the end are 0, since a weight of 0 does not hide what memory may hold.
   template <typename T>
   void WidenValues(const T* v, int keys) {
+    const int64_t stride = KvStride(v, dim_);
     for (int j = 0; j < kPageTokens; ++j) {
       for (int d = 0; d < dim_; d += kLanes) {
         const int lanes = dim_ - d < kLanes ? dim_ - d : kLanes;
-        Store(values_ + int64_t{j} * stride_ + d,
-              j < keys ? LoadPartial(v + int64_t{j} * dim_ + d, lanes) : Zero());
+        Store(values_ + int64_t{j} * stride_ + d, j < keys ? LoadKv(v + j * stride, dim_, d, lanes) : Zero());
       }
     }
   }

@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
+#include "kernels/quantize.h"
 #include "kernels/scalar_math.h"
 
 namespace genrecall {
@@ -45,13 +47,30 @@ void Rope(float* x, int64_t stride, int64_t n, int heads, int head_dim, const in
   }
 }
 
-void Convert(DType dtype, const float* x, int64_t n, void* y) {
+void ConvertFloats(DType dtype, const float* x, int64_t n, void* y) {
   for (int64_t i = 0; i < n; ++i) {
     if (dtype == DType::kF32) {
       static_cast<float*>(y)[i] = x[i];
     } else {
       static_cast<bf16*>(y)[i] = ToBf16(x[i]);
     }
+  }
+}
+
+// n int8, then their scale.
+void QuantizeVector(const float* x, int64_t n, int8_t* y) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) largest = std::max(largest, MagnitudeBits(x[i]));
+  const Int8Scale scale = Int8ScaleOf(FromMagnitudeBits(largest));
+  for (int64_t i = 0; i < n; ++i) y[i] = QuantizeToInt8(x[i], scale);
+  std::memcpy(y + n, &scale.scale, sizeof scale.scale);
+}
+
+void Convert(DType dtype, const float* x, int64_t n, void* y) {
+  if (dtype == DType::kI8) {
+    QuantizeVector(x, n, static_cast<int8_t*>(y));
+  } else {
+    ConvertFloats(dtype, x, n, y);
   }
 }
 

@@ -2,6 +2,7 @@
 #ifndef GENRECALL_KERNELS_ROW_KERNELS_SIMD_H_
 #define GENRECALL_KERNELS_ROW_KERNELS_SIMD_H_
 
+#include "kernels/quantize_simd.h"
 #include "kernels/row_kernels.h"
 
 namespace genrecall {
@@ -57,7 +58,19 @@ void Rope(float* x, int64_t stride, int64_t n, int heads, int head_dim, const in
   }
 }
 
+// n int8, then their scale.
+void QuantizeVector(const float* x, int64_t n, int8_t* y) {
+  const Int8Scale scale = RowScale(x, n);
+  const Vec inverse = Set1(scale.inverse);
+  ForVectors(n, [&](int64_t i, int lanes) {
+    const Vec v = scale.inverse == 0.0f ? Zero() : Mul(LoadPartial(x + i, lanes), inverse);
+    StorePartial(y + i, v, lanes);
+  });
+  __builtin_memcpy(y + n, &scale.scale, sizeof scale.scale);
+}
+
 void Convert(DType dtype, const float* x, int64_t n, void* y) {
+  if (dtype == DType::kI8) return QuantizeVector(x, n, static_cast<int8_t*>(y));
   ForVectors(n, [&](int64_t i, int lanes) {
     const Vec v = LoadPartial(x + i, lanes);
     if (dtype == DType::kF32) {

@@ -50,7 +50,7 @@ struct GemmArgs {
 };
 
 // The keys and values of one layer of one sequence, in pages of kPageTokens tokens.
-// A page's K block: T [kv_heads, kPageTokens, head_dim]; its V block likewise.
+// A page's K block: kv_dtype [kv_heads, kPageTokens] vectors of head_dim (kv_vector.h); its V block likewise.
 struct KvPages {
   void* const* k = nullptr;
   void* const* v = nullptr;
@@ -59,7 +59,8 @@ struct KvPages {
 // Causal attention of `n` consecutive prompt rows at positions first_position.. over keys 0..own position
 // (already appended).
 struct PrefillAttentionArgs {
-  DType dtype;
+  DType dtype;                      // T, that of out
+  DType kv_dtype;                   // that of dtype, or kI8
   int q_heads, kv_heads, head_dim;  // q_heads % kv_heads == 0
   float scale;
   const float* q;  // [n, q_heads, head_dim], RoPE applied; row stride q_stride floats
@@ -73,7 +74,8 @@ struct PrefillAttentionArgs {
 // Attention of the live beams of one request at generated position `tail_tokens - 1`: every beam reads the
 // one shared prompt (prompt_tokens keys in pages) and its own ancestors, merged by log-sum-exp.
 struct BeamAttentionArgs {
-  DType dtype;
+  DType dtype;     // T, that of out
+  DType kv_dtype;  // that of dtype, or kI8
   int q_heads, kv_heads, head_dim;
   float scale;
   const float* q;  // [beams, q_heads, head_dim], row stride q_stride floats
@@ -82,7 +84,7 @@ struct BeamAttentionArgs {
   int prompt_tokens;  // >= 1
   KvPages prompt;
   int tail_tokens;  // >= 1: generated positions, the current one included
-  // tail_k[j]: T [rows_j, kv_heads, head_dim], the rows written at generated position j.
+  // tail_k[j]: kv_dtype [rows_j, kv_heads] vectors of head_dim, the rows written at generated position j.
   const void* const* tail_k;
   const void* const* tail_v;
   const int32_t* ancestor;  // [tail_tokens, beams]: row in tail j that beam b descends from

@@ -35,11 +35,11 @@ struct TransformerOps {
   // precomputed: cos for i < head_dim/2, then sin.
   void (*rope)(float* x, int64_t stride, int64_t n, int heads, int head_dim, const int32_t* position,
                const float* cos_sin);
-  // Writes key rows [n, kv_heads, head_dim] floats (row stride `stride`) as T into pages at positions
-  // first_position.. .
+  // Writes key and value rows [n, kv_heads, head_dim] floats (row stride `stride`) as vectors of that dtype
+  // (kv_vector.h) into pages at positions first_position.. .
   void (*kv_append)(DType dtype, const float* k, const float* v, int64_t stride, int n, int kv_heads,
                     int head_dim, int first_position, KvPages pages);
-  // float -> T
+  // n floats -> a vector of that dtype; for kI8 n numbers, then their scale (kv_vector.h).
   void (*convert)(DType dtype, const float* x, int64_t n, void* y);
   void (*prefill_attention)(const PrefillAttentionArgs& args, ThreadPool* pool);
   void (*beam_attention)(const BeamAttentionArgs& args, ThreadPool* pool);

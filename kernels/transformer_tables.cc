@@ -18,7 +18,10 @@ TransformerOps MakeTable(CpuIsa isa) {
   };
   ops.rms_norm = kRow.rms_norm;
   ops.rope = kRow.rope;
-  ops.kv_append = KvAppend;
+  ops.kv_append = [](DType dtype, const float* k, const float* v, int64_t stride, int n, int kv_heads,
+                     int head_dim, int first_position, KvPages pages) {
+    KvAppend(kRow.convert, dtype, k, v, stride, n, kv_heads, head_dim, first_position, pages);
+  };
   ops.convert = kRow.convert;
   ops.prefill_attention = [](const PrefillAttentionArgs& args, ThreadPool* pool) {
     RunPrefillAttention(kAttention, args, pool);

@@ -1,13 +1,14 @@
 // C doors to the AMX kernels and to one tile product, for tests/test_amx_emulation.py: compiled with
 // -DGENRECALL_EMULATE_AMX.
-#include <cmath>
 #include <cstdint>
 #include <vector>
 
 #include "kernels/amx_tile.h"
 #include "kernels/attention.h"
 #include "kernels/gemm.h"
+#include "kernels/kv_vector.h"
 #include "kernels/quantize.h"
+#include "kernels/row_kernels.h"
 #include "kernels/thread_pool.h"
 
 namespace genrecall {
@@ -19,20 +20,32 @@ std::vector<bf16> ToBf16Vector(const float* x, int64_t size) {
   return y;
 }
 
-// A bf16 sequence's pages; what is not written holds NaN, so that reading it shows.
+// A sequence's pages; what is not written holds NaN, so that reading it shows.
 struct Pages {
-  Pages(const float* k_rows, const float* v_rows, int tokens, int kv_heads, int dim) {
+  Pages(DType dtype, const float* k_rows, const float* v_rows, int tokens, int kv_heads, int dim) {
+    const int64_t bytes = kv_heads * kPageTokens * KvVectorBytes(dtype, dim);
     for (int first = 0; first < tokens; first += kPageTokens) {
-      for (auto* pages : {&k, &v}) pages->emplace_back(kv_heads * kPageTokens * dim, ToBf16(NAN));
+      for (auto* pages : {&k, &v}) pages->emplace_back(bytes, uint8_t{0xff});
     }
     for (auto& page : k) k_pointers.push_back(page.data());
     for (auto& page : v) v_pointers.push_back(page.data());
-    KvAppend(DType::kBF16, k_rows, v_rows, int64_t{kv_heads} * dim, tokens, kv_heads, dim, 0, view());
+    KvAppend(kAvx512RowKernels.convert, dtype, k_rows, v_rows, int64_t{kv_heads} * dim, tokens, kv_heads, dim,
+             0, view());
   }
   KvPages view() const { return {k_pointers.data(), v_pointers.data()}; }
-  std::vector<std::vector<bf16>> k, v;
+  std::vector<std::vector<uint8_t>> k, v;
   std::vector<void*> k_pointers, v_pointers;
 };
+
+// vectors * dim floats as vectors of that dtype (kv_vector.h).
+std::vector<uint8_t> ToVectors(DType dtype, const float* x, int64_t vectors, int dim) {
+  const int64_t bytes = KvVectorBytes(dtype, dim);
+  std::vector<uint8_t> y(vectors * bytes);
+  for (int64_t i = 0; i < vectors; ++i) {
+    kAvx512RowKernels.convert(dtype, x + i * dim, dim, y.data() + i * bytes);
+  }
+  return y;
+}
 
 void CopyOut(const std::vector<bf16>& from, float* to) {
   for (size_t i = 0; i < from.size(); ++i) to[i] = ToFloat(from[i]);
@@ -117,14 +130,24 @@ EXPORT void genrecall_tile_dot(const uint16_t* a, const uint16_t* b, float* c) {
 // heads: q_heads, kv_heads, head_dim. q [n, q_heads, d]; k, v [first_position + n, kv_heads, d]; out [n,
 // q_heads * d].
 EXPORT void genrecall_amx_prefill(const int32_t* heads, const float* q, const float* k, const float* v, int n,
-                                  int first_position, float scale, float* out, int threads) {
+                                  int first_position, float scale, float* out, int threads, bool int8_kv) {
   using namespace genrecall;
   ThreadPool pool(threads);
-  const Pages pages(k, v, first_position + n, heads[1], heads[2]);
+  const DType kv_dtype = int8_kv ? DType::kI8 : DType::kBF16;
+  const Pages pages(kv_dtype, k, v, first_position + n, heads[1], heads[2]);
   std::vector<bf16> result(static_cast<size_t>(n) * heads[0] * heads[2]);
-  PrefillAttentionArgs args{
-      DType::kBF16,   heads[0],     heads[1],     heads[2], scale, q, int64_t{heads[0]} * heads[2], n,
-      first_position, pages.view(), result.data()};
+  PrefillAttentionArgs args{DType::kBF16,
+                            kv_dtype,
+                            heads[0],
+                            heads[1],
+                            heads[2],
+                            scale,
+                            q,
+                            int64_t{heads[0]} * heads[2],
+                            n,
+                            first_position,
+                            pages.view(),
+                            result.data()};
   RunPrefillAttention(kAmxAttention, args, &pool);
   CopyOut(result, out);
 }
@@ -133,13 +156,15 @@ EXPORT void genrecall_amx_prefill(const int32_t* heads, const float* q, const fl
 // [tail, beams, kv_heads, d]; ancestor [tail, beams].
 EXPORT void genrecall_amx_beams(const int32_t* heads, const int32_t* sizes, const float* q, const float* k,
                                 const float* v, const float* tail_k, const float* tail_v,
-                                const int32_t* ancestor, float scale, float* out, int threads) {
+                                const int32_t* ancestor, float scale, float* out, int threads, bool int8_kv) {
   using namespace genrecall;
   ThreadPool pool(threads);
   const int beams = sizes[0], tail = sizes[2];
-  const Pages pages(k, v, sizes[1], heads[1], heads[2]);
-  const int64_t row = int64_t{beams} * heads[1] * heads[2];
-  const std::vector<bf16> own_k = ToBf16Vector(tail_k, tail * row), own_v = ToBf16Vector(tail_v, tail * row);
+  const DType kv_dtype = int8_kv ? DType::kI8 : DType::kBF16;
+  const Pages pages(kv_dtype, k, v, sizes[1], heads[1], heads[2]);
+  const int64_t vectors = int64_t{beams} * heads[1], row = vectors * KvVectorBytes(kv_dtype, heads[2]);
+  const std::vector<uint8_t> own_k = ToVectors(kv_dtype, tail_k, tail * vectors, heads[2]);
+  const std::vector<uint8_t> own_v = ToVectors(kv_dtype, tail_v, tail * vectors, heads[2]);
   std::vector<const void*> k_rows, v_rows;
   for (int j = 0; j < tail; ++j) {
     k_rows.push_back(own_k.data() + j * row);
@@ -147,6 +172,7 @@ EXPORT void genrecall_amx_beams(const int32_t* heads, const int32_t* sizes, cons
   }
   std::vector<bf16> result(static_cast<size_t>(beams) * heads[0] * heads[2]);
   BeamAttentionArgs args{DType::kBF16,
+                         kv_dtype,
                          heads[0],
                          heads[1],
                          heads[2],

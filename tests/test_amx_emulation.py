@@ -25,6 +25,7 @@ SOURCES = [
     "kernels/gemm_amx.cc",
     "kernels/gemm_avx512.cc",
     "kernels/gemm.cc",
+    "kernels/row_kernels_avx512.cc",
     "kernels/scratch.cc",
     "kernels/thread_pool.cc",
 ]
@@ -276,7 +277,7 @@ def int32(*values):
     return np.array(values, np.int32)
 
 
-def prefill(library, q, k, v, first_position, scale, threads=1):
+def prefill(library, q, k, v, first_position, scale, threads=1, int8_kv=False):
     out = np.empty((q.shape[0], q.shape[1] * q.shape[2]), np.float32)
     q, k, v = (np.ascontiguousarray(x) for x in (q, k, v))
     library.genrecall_amx_prefill(
@@ -289,18 +290,21 @@ def prefill(library, q, k, v, first_position, scale, threads=1):
         ctypes.c_float(scale),
         pointer(out),
         threads,
+        ctypes.c_bool(int8_kv),
     )
     return out
 
 
+@pytest.mark.parametrize("int8_kv", [False, True])
 @pytest.mark.parametrize("q_heads,kv_heads,dim", HEADS)
 @pytest.mark.parametrize("tokens", [1, 64, 65, 150])
-def test_prefill_attention_matches_scalar(emulation, q_heads, kv_heads, dim, tokens):
+def test_prefill_attention_matches_scalar(emulation, q_heads, kv_heads, dim, tokens, int8_kv):
     q = normal(1, tokens, q_heads, dim)
     k, v = normal(2, tokens, kv_heads, dim), normal(3, tokens, kv_heads, dim)
     scale = dim**-0.5
-    expected = n.prefill_attention("scalar", "bfloat16", q, k, v, 0, scale)
-    assert_close(prefill(emulation, q, k, v, 0, scale, threads=2), expected, 2.0**-8)
+    expected = n.prefill_attention("scalar", "bfloat16", q, k, v, 0, scale, int8_kv=int8_kv)
+    actual = prefill(emulation, q, k, v, 0, scale, threads=2, int8_kv=int8_kv)
+    assert_close(actual, expected, 2.0**-8)
 
 
 @pytest.mark.parametrize("q_heads,kv_heads,dim", [(4, 2, 16), (3, 3, 20), (14, 2, 64)])
@@ -329,7 +333,7 @@ def beam_inputs(beams, prompt, tail, q_heads, kv_heads, dim):
     }
 
 
-def beam_attention(library, inputs, scale, threads=1):
+def beam_attention(library, inputs, scale, threads=1, int8_kv=False):
     q, k = inputs["q"], inputs["k"]
     out = np.empty((q.shape[0], q.shape[1] * q.shape[2]), np.float32)
     library.genrecall_amx_beams(
@@ -340,16 +344,21 @@ def beam_attention(library, inputs, scale, threads=1):
         ctypes.c_float(scale),
         pointer(out),
         threads,
+        ctypes.c_bool(int8_kv),
     )
     return out
 
 
+@pytest.mark.parametrize("int8_kv", [False, True])
 @pytest.mark.parametrize("q_heads,kv_heads,dim", HEADS)
 @pytest.mark.parametrize("beams,prompt,tail", [(1, 1, 1), (5, 64, 2), (9, 150, 3), (33, 70, 8)])
-def test_beam_attention_matches_scalar(emulation, q_heads, kv_heads, dim, beams, prompt, tail):
+def test_beam_attention_matches_scalar(
+    emulation, q_heads, kv_heads, dim, beams, prompt, tail, int8_kv
+):
     inputs, scale = beam_inputs(beams, prompt, tail, q_heads, kv_heads, dim), dim**-0.5
-    expected = n.beam_attention("scalar", "bfloat16", **inputs, scale=scale)
-    assert_close(beam_attention(emulation, inputs, scale, threads=2), expected, 2.0**-8)
+    expected = n.beam_attention("scalar", "bfloat16", **inputs, scale=scale, int8_kv=int8_kv)
+    actual = beam_attention(emulation, inputs, scale, threads=2, int8_kv=int8_kv)
+    assert_close(actual, expected, 2.0**-8)
 
 
 def test_beams_do_not_depend_on_each_other(emulation):

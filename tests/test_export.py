@@ -22,6 +22,7 @@ from genrecall.graphs.loaded import LoadedModel
 from genrecall.graphs.options import RecallOptions
 from genrecall.graphs.recall_graph import OUTPUTS
 from genrecall.kernels import prompt_spec
+from genrecall.trtllm_bridge import quantize
 
 
 def quietly(*args, **kwargs):
@@ -185,6 +186,26 @@ def test_model_card(tiny, exported):
     )
     names = [i["name"] for i in card["signatures"]["serving_default"]["inputs"]]
     assert names[0] == "user_id" and {"gender", "age", "city"} <= set(names)
+
+
+def test_quantised_weights_are_served_as_they_are(tiny, exported, tmp_path):
+    source = exported / "assets" / "model.gguf"
+    path = tmp_path / "int8.gguf"
+    card = quantize.quantize(source, path, "w8", kv_dtype="int8")
+    folder = quietly(tiny.checkpoint, tiny.index, tmp_path / "shop", weights=path)
+    assert (folder / "assets" / "model.gguf").read_bytes() == path.read_bytes()
+    written = json.loads((folder / "assets.extra" / "model_card.json").read_text())["model"]
+    assert written == {"checkpoint": tiny.checkpoint.name, **card}
+    assert (written["quantization"], written["kv_dtype"]) == ("w8", "int8")
+    with pytest.raises(FileNotFoundError, match="none.gguf"):
+        quietly(tiny.checkpoint, tiny.index, tmp_path / "shop", weights=tmp_path / "none.gguf")
+    file = kernels.read_gguf(path)
+    del file["metadata"]["genrecall.sid_space_digest"]
+    kernels.write_gguf(path, file["metadata"], file["tensors"])
+    with pytest.raises(
+        ValueError, match="no 'genrecall.sid_space_digest': not written by genrecall"
+    ):
+        quietly(tiny.checkpoint, tiny.index, tmp_path / "shop", weights=path)
 
 
 def test_versions(tiny, exported, tmp_path):

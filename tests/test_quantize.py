@@ -357,7 +357,7 @@ def test_layers_may_stay_float(plain, tmp_path):
 
 def test_bad_conversions_are_refused(plain, tmp_path):
     out, maxima = tmp_path / "q.gguf", maxima_of(plain)
-    with pytest.raises(ValueError, match=r"mode = 'int4': expected w8 \| w8a8"):
+    with pytest.raises(ValueError, match=r"mode = 'int4': expected none \| w8 \| w8a8"):
         quantize.quantize(plain.path, out, "int4")
     with pytest.raises(ValueError, match="alpha = 1.5: expected 0..1"):
         quantize.quantize(plain.path, out, "w8a8", maxima, 1.5)

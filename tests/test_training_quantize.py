@@ -27,23 +27,24 @@ def run(tmp_path_factory):
     return shop, folder
 
 
-@pytest.mark.parametrize("mode", quantize.MODES)
-def test_the_verb_writes_a_model_and_what_it_costs(run, mode, capsys):
+@pytest.mark.parametrize("mode,kv", [("w8", "float"), ("w8a8", "float"), ("w8a8", "int8")])
+def test_the_verb_writes_a_model_and_what_it_costs(run, mode, kv, capsys):
     shop, folder = run
-    command = ["quantize", "--data", shop, "--run", folder, "--mode", mode]
+    command = ["quantize", "--data", shop, "--run", folder, "--mode", mode, "--kv", kv]
     command += "--prompts 20 --users 12 --beam_width 10".split()
     assert cli.main(command) == 0
     shown = capsys.readouterr().out
-    path = f"{folder}/model_{mode}.gguf"
+    path = f"{folder}/model_{mode}{'_kvint8' if kv == 'int8' else ''}.gguf"
     assert path in shown.replace("\n", "") and "12 validation users, beam 10" in shown
     engine = Engine(path)
     assert (engine.quantization, engine.dtype) == (mode, "bfloat16")
+    assert engine.kv_dtype == ("int8" if kv == "int8" else "bfloat16")
     with open(f"{path}.accuracy.json", encoding="utf-8") as f:
         written = json.load(f)
     assert written["model"]["quantization"] == mode
     assert written["model"]["weights_digest"] == engine.weights_digest
     assert written["options"]["prompts"] == 20
-    against = written["accuracy"]["int8 against float32"]
+    against = written["accuracy"]["int8 / float32"]
     assert (against["users"], against["beam_width"]) == (12, 10)
     assert 0.6 <= against["overlap"] <= 1
     assert against["overlap_min"] <= against["overlap"]

@@ -5,6 +5,10 @@
 namespace genrecall {
 namespace {
 
+const char* DTypeName(DType dtype) {
+  return dtype == DType::kF32 ? "float32" : dtype == DType::kBF16 ? "bfloat16" : "int8";
+}
+
 // beam_width: one number, or one per row.
 std::vector<int> Widths(const py::object& beam_width, py::ssize_t batch) {
   const Array<int32_t> widths = IntArray<int32_t>(beam_width, "beam_width", -1);
@@ -314,8 +318,11 @@ void BindEngine(py::module_& m) {
           "level_sizes", [](const CpuEngine& e) { return py::tuple(py::cast(e.sid_space().level_sizes)); })
       .def_property_readonly("sid_space_digest", [](const CpuEngine& e) { return e.sid_space().digest; })
       .def_property_readonly(
-          "dtype",
-          [](const CpuEngine& e) { return e.weights().dtype() == DType::kF32 ? "float32" : "bfloat16"; })
+          "dtype", [](const CpuEngine& e) { return DTypeName(e.weights().dtype()); },
+          "of all that is not int8: float32 | bfloat16")
+      .def_property_readonly(
+          "kv_dtype", [](const CpuEngine& e) { return DTypeName(e.weights().kv_dtype()); },
+          "of keys and values: float32 | bfloat16 | int8")
       .def_property_readonly(
           "quantization", [](const CpuEngine& e) { return QuantizationName(e.weights().quantization()); },
           "none | w8 | w8a8")

@@ -271,16 +271,18 @@ def write_model(path, metadata, tensors, types):
 
 def model_card(metadata, tensors, types):
     """What a weights file is: dict of architecture, dtype (of all that is not int8), quantization
-    ("none" | "w8" | "w8a8"), parameters, weights_digest, sid_space_digest, level_sizes,
+    ("none" | "w8" | "w8a8"), kv_dtype, parameters, weights_digest, sid_space_digest, level_sizes,
     hidden_size, layers, vocab_size, tied_head. Arguments as read_gguf returns them.
     """
     arch = metadata["general.architecture"]
     vocab, hidden = tensors["token_embd.weight"].shape
+    dtype = "bfloat16" if types.get("token_embd.weight") == "BF16" else "float32"
     beside = {name for name in tensors if name.endswith(".scale")} | {"genrecall.sid_token_ids"}
     return {
         "architecture": arch,
-        "dtype": "bfloat16" if types.get("token_embd.weight") == "BF16" else "float32",
+        "dtype": dtype,
         "quantization": metadata.get("genrecall.quantization", "none"),
+        "kv_dtype": metadata.get("genrecall.kv_dtype", dtype),
         "parameters": int(sum(t.size for name, t in tensors.items() if name not in beside)),
         "weights_digest": metadata["genrecall.weights_digest"],
         "sid_space_digest": metadata["genrecall.sid_space_digest"],
@@ -290,6 +292,19 @@ def model_card(metadata, tensors, types):
         "vocab_size": int(vocab),
         "tied_head": "output.weight" not in tensors,
     }
+
+
+def describe(path):
+    """The model card of a weights file that this package wrote; see `model_card`.
+
+    Raises:
+      ValueError: a key or the embedding is missing. FileNotFoundError; kernels.DataLossError.
+    """
+    file = kernels.read_gguf(path)
+    try:
+        return model_card(file["metadata"], file["tensors"], file["types"])
+    except KeyError as error:
+        raise ValueError(f"{path}: no {error}: not written by genrecall") from error
 
 
 def convert(checkpoint_dir, out_path, dtype="bfloat16"):

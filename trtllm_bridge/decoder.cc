@@ -49,7 +49,9 @@ Decoder::Decoder(std::shared_ptr<const DecoderWeights> weights, const Transforme
   selected_.resize(rows * config_.hidden * element);
 }
 
-KvShape Decoder::kv_shape() const { return {dtype_, config_.layers, config_.kv_heads, config_.head_dim}; }
+KvShape Decoder::kv_shape() const {
+  return {weights_->kv_dtype(), config_.layers, config_.kv_heads, config_.head_dim};
+}
 
 void Decoder::Forward(const std::vector<RowBlock>& blocks, ThreadPool* pool) {
   Embed(blocks);
@@ -107,21 +109,25 @@ void Decoder::NormAndRotateHeads(const LayerWeights& layer, int64_t first, int64
 }
 
 void Decoder::AppendKeysValues(int layer, const RowBlock& block, int64_t row) {
-  const int64_t stride = config_.qkv_dim(), kv_dim = config_.kv_dim();
+  const DType dtype = weights_->kv_dtype();
+  const int64_t stride = config_.qkv_dim();
   const float* k = qkv_.data() + row * stride + config_.q_dim();
-  const float* v = k + kv_dim;
+  const float* v = k + config_.kv_dim();
   if (block.prefill) {
-    ops_->kv_append(dtype_, k, v, stride, block.n, config_.kv_heads, config_.head_dim, block.first_row,
+    ops_->kv_append(dtype, k, v, stride, block.n, config_.kv_heads, config_.head_dim, block.first_row,
                     block.kv->pages(layer));
     return;
   }
   const int tail = block.kv->tails() - 1;
-  const int64_t row_bytes = kv_dim * DTypeSize(dtype_);
+  const int64_t vector = KvVectorBytes(dtype, config_.head_dim), row_bytes = config_.kv_heads * vector;
   uint8_t* to_k = static_cast<uint8_t*>(block.kv->tail_k(layer)[tail]) + block.first_row * row_bytes;
   uint8_t* to_v = static_cast<uint8_t*>(block.kv->tail_v(layer)[tail]) + block.first_row * row_bytes;
   for (int i = 0; i < block.n; ++i) {
-    ops_->convert(dtype_, k + i * stride, kv_dim, to_k + i * row_bytes);
-    ops_->convert(dtype_, v + i * stride, kv_dim, to_v + i * row_bytes);
+    for (int h = 0; h < config_.kv_heads; ++h) {
+      const int64_t from = i * stride + h * config_.head_dim, to = i * row_bytes + h * vector;
+      ops_->convert(dtype, k + from, config_.head_dim, to_k + to);
+      ops_->convert(dtype, v + from, config_.head_dim, to_v + to);
+    }
   }
 }
 
@@ -136,6 +142,7 @@ void Decoder::Attention(int layer, const std::vector<RowBlock>& blocks, ThreadPo
     if (block.prefill) {
       PrefillAttentionArgs args{};
       args.dtype = dtype_;
+      args.kv_dtype = weights_->kv_dtype();
       args.q_heads = config_.q_heads;
       args.kv_heads = config_.kv_heads;
       args.head_dim = config_.head_dim;
@@ -150,6 +157,7 @@ void Decoder::Attention(int layer, const std::vector<RowBlock>& blocks, ThreadPo
     } else {
       BeamAttentionArgs args{};
       args.dtype = dtype_;
+      args.kv_dtype = weights_->kv_dtype();
       args.q_heads = config_.q_heads;
       args.kv_heads = config_.kv_heads;
       args.head_dim = config_.head_dim;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "kernels/dtype.h"
+#include "kernels/kv_vector.h"
 #include "kernels/transformer_ops.h"
 #include "trtllm_bridge/kv_budget.h"
 #include "trtllm_bridge/prefix_cache.h"
@@ -27,7 +28,7 @@ struct KvShape {
   int head_dim = 0;
 
   // Bytes of the keys (or of the values) of `tokens` tokens in one layer.
-  int64_t BlockBytes(int64_t tokens) const { return tokens * kv_heads * head_dim * DTypeSize(dtype); }
+  int64_t BlockBytes(int64_t tokens) const { return tokens * kv_heads * KvVectorBytes(dtype, head_dim); }
 };
 
 // Hands out blocks of (layers x {keys, values} x tokens) and keeps what comes back for the next request of
@@ -101,7 +102,7 @@ class SequenceKv {
   // Room for `rows` rows at the next generated position. std::bad_alloc.
   void AddTail(int rows);
   int tails() const { return static_cast<int>(tails_.size()); }
-  // T [rows, kv_heads, head_dim] of each generated position so far, for one layer.
+  // [rows, kv_heads] vectors (kv_vector.h) of each generated position so far, for one layer.
   void* const* tail_k(int layer) const { return &tail_k_[layer * demand_.max_tails]; }
   void* const* tail_v(int layer) const { return &tail_v_[layer * demand_.max_tails]; }
 

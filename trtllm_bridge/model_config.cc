@@ -162,6 +162,15 @@ Result<Quantization> ReadQuantization(const GgufFile& file) {
   return InvalidArgument(file.path(), ": ", kKey, " = '", word.value(), "': expected w8|w8a8");
 }
 
+Result<bool> ReadInt8Kv(const GgufFile& file) {
+  constexpr char kKey[] = "genrecall.kv_dtype";
+  if (!file.Has(kKey)) return false;
+  Result<std::string> word = file.String(kKey);
+  if (!word.ok()) return word.status();
+  if (word.value() == "int8") return true;
+  return InvalidArgument(file.path(), ": ", kKey, " = '", word.value(), "': expected int8");
+}
+
 Result<SidTokens> ReadSidTokens(const GgufFile& file, int vocab) {
   if (!file.Has("genrecall.level_sizes")) {
     return Status(Code::kFailedPrecondition,

@@ -51,6 +51,10 @@ const char* QuantizationName(Quantization quantization);
 // Key genrecall.quantization; absent: kNone. INVALID_ARGUMENT for another word.
 Result<Quantization> ReadQuantization(const GgufFile& file);
 
+// Whether keys and values are kept as int8, each head's vector with a scale: key genrecall.kv_dtype = "int8".
+// Absent: no. INVALID_ARGUMENT for another word.
+Result<bool> ReadInt8Kv(const GgufFile& file);
+
 // The stored table (level, code) -> token id of a SID space.
 struct SidTokens {
   SidSpace space;

@@ -1,4 +1,4 @@
-"""model.gguf -> model.gguf with int8 matrices. Knows no data and needs no torch.
+"""model.gguf -> model.gguf with int8 matrices, an int8 KV cache, or both. Knows no data, no torch.
 
 Weights get one scale per output row (symmetric, -127..127). For "w8a8", where activations become
 int8 as well, SmoothQuant (Xiao et al. 2022, arXiv:2211.10438) first moves the size of outlier
@@ -14,6 +14,8 @@ Keys and tensors beside those of `checkpoint`:
 
   genrecall.quantization     "w8" | "w8a8"
   genrecall.smoothing_alpha  float, of "w8a8"
+  genrecall.kv_dtype         "int8": keys and values are kept as int8, with a scale for each head's
+                             vector; they are rounded when they are computed
   genrecall.source_digest    genrecall.weights_digest of the file it was made from
   NAME.scale                 F32 [rows], for the I8 tensor NAME.weight
 """
@@ -24,6 +26,7 @@ from genrecall import kernels
 from genrecall.trtllm_bridge import checkpoint
 
 MODES = ("w8", "w8a8")
+KV_DTYPES = ("int8",)
 _MATRICES = (
     "attn_q",
     "attn_k",
@@ -116,16 +119,18 @@ def smooth(tensors, metadata, maxima, alpha):
         t["attn_output.weight"] = out * repeated.ravel()
 
 
-def quantize(model, output, mode, maxima=None, alpha=0.5):
+def quantize(model, output, mode, maxima=None, alpha=0.5, kv_dtype=None):
     """Writes an int8 version of a weights file.
 
     Args:
       model: model.gguf of `checkpoint.convert`.
       output: the file to write; written beside and renamed.
-      mode: "w8": int8 weights that are widened when they are used; "w8a8": int8 products.
+      mode: "w8": int8 weights that are widened when they are used; "w8a8": int8 products; "none":
+        matrices stay as they are.
       maxima: for "w8a8", the largest magnitude of every input channel of the layers' gemms over
         calibration prompts: dict of INPUTS to float32 [layers, channels] (Engine.input_maxima).
       alpha: 0..1, how much of the activations' size goes to the weights.
+      kv_dtype: "int8", or None for the dtype of what is not int8.
 
     Returns:
       dict for the model card, as checkpoint.convert's; dtype is that of what is not int8.
@@ -134,38 +139,48 @@ def quantize(model, output, mode, maxima=None, alpha=0.5):
       ValueError: a file that is quantised already, an unknown mode, maxima that are missing or of
         another model, weights that are not finite. FileNotFoundError; kernels.DataLossError.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode = {mode!r}: expected {' | '.join(MODES)}")
+    if mode not in ("none", *MODES):
+        raise ValueError(f"mode = {mode!r}: expected none | {' | '.join(MODES)}")
+    if kv_dtype not in (None, *KV_DTYPES):
+        raise ValueError(f"kv_dtype = {kv_dtype!r}: expected None | 'int8'")
+    if mode == "none" and kv_dtype is None:
+        raise ValueError("mode 'none' without int8 keys and values: nothing to do")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha = {alpha}: expected 0..1")
     if mode == "w8a8" and maxima is None:
         raise ValueError("mode 'w8a8' needs maxima: int8 activations are calibrated")
     file = kernels.read_gguf(model, require_checksum=False)
     metadata, types = dict(file["metadata"]), dict(file["types"])
-    if "genrecall.quantization" in metadata:
-        known = metadata["genrecall.quantization"]
-        raise ValueError(f"{model}: genrecall.quantization = {known!r}: expected a float model")
-    tensors = {name: array for name, array in file["tensors"].items()}
-    layers = metadata[metadata["general.architecture"] + ".block_count"]
-    blocks = {name: as_float32(tensors[name], types[name]) for name in tensors if _in_layer(name)}
+    for key in ("genrecall.quantization", "genrecall.kv_dtype"):
+        if key in metadata:
+            raise ValueError(f"{model}: {key} = {metadata[key]!r}: expected a float model")
+    tensors = dict(file["tensors"])
+    if mode != "none":
+        _to_int8(model, tensors, types, metadata, mode, maxima, alpha)
+        metadata["genrecall.quantization"] = mode
+        metadata.pop("general.file_type", None)  # ggml has no number for this mixture
+    if kv_dtype is not None:
+        metadata["genrecall.kv_dtype"] = kv_dtype
+    metadata["genrecall.source_digest"] = metadata.pop("genrecall.weights_digest", "")
+    kept = {name: "BF16" for name in tensors if types.get(name) == "BF16"}
+    return checkpoint.write_model(output, metadata, tensors, kept)
+
+
+def _to_int8(model, tensors, types, metadata, mode, maxima, alpha):
+    """The layers' matrices as int8 and scales, in place; all else of the layers as float32."""
+    names = [name for name in tensors if name.startswith("blk.")]
+    blocks = {name: as_float32(tensors[name], types.pop(name)) for name in names}
     if mode == "w8a8":
         smooth(blocks, metadata, maxima, alpha)
         metadata["genrecall.smoothing_alpha"] = float(alpha)
     tensors |= blocks
-    for layer in range(layers):
+    for layer in range(metadata[metadata["general.architecture"] + ".block_count"]):
         t = _Layer(tensors, layer)
         for name in _MATRICES:
             weight = t[f"{name}.weight"]
             if not np.isfinite(weight).all():
                 raise ValueError(f"{model}: tensor 'blk.{layer}.{name}.weight' is not finite")
             t[f"{name}.weight"], t[f"{name}.scale"] = quantize_rows(weight)
-    metadata.pop("general.file_type", None)  # ggml has no number for this mixture
-    metadata["genrecall.quantization"] = mode
-    metadata["genrecall.source_digest"] = metadata.pop("genrecall.weights_digest", "")
-    kept = {
-        name: types[name] for name in tensors if types.get(name) == "BF16" and name not in blocks
-    }
-    return checkpoint.write_model(output, metadata, tensors, kept)
 
 
 def as_float32(array, gguf_type):
@@ -173,10 +188,6 @@ def as_float32(array, gguf_type):
     if gguf_type == "BF16":
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32)
-
-
-def _in_layer(name):
-    return name.startswith("blk.")
 
 
 def _of_layer(maxima, name, layer, weights):

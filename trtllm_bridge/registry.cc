@@ -60,7 +60,8 @@ std::string OptionsKey(const EngineOptions& o) {
 
 std::string WeightsKey(const DecoderWeights& weights) {
   return Cat(weights.digest(), "|", static_cast<int>(weights.dtype()), "|",
-             QuantizationName(weights.quantization()), "|", weights.sid_tokens().space.digest);
+             QuantizationName(weights.quantization()), "|", static_cast<int>(weights.kv_dtype()), "|",
+             weights.sid_tokens().space.digest);
 }
 
 // What tells a weights file of ours by a few bytes of it: its size, its checksum trailer and the sha256 that

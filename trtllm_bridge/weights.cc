@@ -71,6 +71,9 @@ class WeightsLoader {
     Result<Quantization> quantization = ReadQuantization(*file_);
     if (!quantization.ok()) return quantization.status();
     w_->quantization_ = quantization.value();
+    Result<bool> int8_kv = ReadInt8Kv(*file_);
+    if (!int8_kv.ok()) return int8_kv.status();
+    w_->int8_kv_ = int8_kv.value();
 
     Collect();
     if (status_.ok()) CheckNothingIsLeft();

@@ -43,6 +43,7 @@ class DecoderWeights {
   const SidTokens& sid_tokens() const { return sid_tokens_; }
   DType dtype() const { return embedding_.dtype; }  // of all that is not int8
   Quantization quantization() const { return quantization_; }
+  DType kv_dtype() const { return int8_kv_ ? DType::kI8 : dtype(); }
   const std::string& digest() const {
     return digest_;
   }  // names the weights: genrecall.weights_digest, else the checksum
@@ -63,6 +64,7 @@ class DecoderWeights {
   DecoderConfig config_;
   SidTokens sid_tokens_;
   Quantization quantization_ = Quantization::kNone;
+  bool int8_kv_ = false;
   std::string digest_;
   int64_t bytes_ = 0;
   WeightMatrix embedding_, head_;

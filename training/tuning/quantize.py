@@ -1,5 +1,5 @@
-"""`genrecall quantize`: int8 weights (and activations) for a run's decoder, calibrated and measured
-on its own data. Knows no arithmetic of its own: trtllm_bridge.quantize has it.
+"""`genrecall quantize`: int8 weights, activations and KV cache for a run's decoder, calibrated and
+measured on its own data. Knows no arithmetic of its own: trtllm_bridge.quantize has it.
 
 Calibration runs training prompts with their next semantic ID through the float engine and keeps the
 largest magnitude of every channel that enters a gemm (SmoothQuant). Then the quantised engine
@@ -29,9 +29,10 @@ class QuantizeOptions:
 
     mode: str = option(
         "w8a8",
-        "w8a8: int8 weights and activations; w8: int8 weights only",
-        choices=quantize.MODES,
+        "w8a8: int8 weights and activations; w8: int8 weights only; none: with --kv int8",
+        choices=("none", *quantize.MODES),
     )
+    kv: str = option("float", "keys and values: as activations, or int8", choices=("float", "int8"))
     alpha: float = option(
         0.5, "SmoothQuant: how much of the activations' size moves to the weights", low=0, high=1
     )
@@ -94,7 +95,8 @@ def run(data, run_folder, output, options, report=print):
             report(f"calibrate on {options.prompts} training prompts")
             maxima = calibrate(Engine(paths["float32"]), maker, options.prompts, options.seed)
         model = paths[options.dtype]
-        card = quantize.quantize(model, output, options.mode, maxima, options.alpha)
+        kv_dtype = None if options.kv == "float" else options.kv
+        card = quantize.quantize(model, output, options.mode, maxima, options.alpha, kv_dtype)
         result = {"model": card, "options": config.as_dict(options), "data_digest": data.digest}
         if options.users:
             users = sample_users(maker.lines, "valid", options.users, options.seed)
@@ -104,7 +106,7 @@ def run(data, run_folder, output, options, report=print):
                 for name, path in {**paths, "int8": output}.items()
             }
             result["accuracy"] = {
-                f"{other} against {reference}": agreement.compare(found[reference], found[other])
+                f"{other} / {reference}": agreement.compare(found[reference], found[other])
                 for reference, other in (
                     ("float32", "bfloat16"),
                     ("float32", "int8"),
@@ -115,13 +117,14 @@ def run(data, run_folder, output, options, report=print):
 
 
 def accuracy_table(accuracy):
-    """A rich table, a comparison a row."""
+    """A rich table, a comparison "of / against" a row: mean and least share of the beams that
+    are kept, how often the best one is, the logits' error as a share of their spread, HR@10.
+    """
     first = next(iter(accuracy.values()))
-    width = first["beam_width"]
-    table = Table(title=f"{first['users']} validation users, beam {width}")
-    columns = ("", f"top {width} kept", "least", "same best", "logit error", "HR@10")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "" else "right")
+    table = Table(title=f"{first['users']} validation users, beam {first['beam_width']}")
+    table.add_column("", no_wrap=True)
+    for column in ("beams kept", "least", "best kept", "logits", "HR@10", "before"):
+        table.add_column(column, justify="right")
     for name, found in accuracy.items():
         before, after = found["hr@10"]
         table.add_row(
@@ -129,8 +132,9 @@ def accuracy_table(accuracy):
             f"{found['overlap']:.4f}",
             f"{found['overlap_min']:.2f}",
             f"{found['top1']:.3f}",
-            f"{found['logit_error']:.4f} of {found['logit_spread']:.2f}",
-            f"{before:.4f} -> {after:.4f}",
+            f"{found['logit_error'] / found['logit_spread']:.2%}",
+            f"{after:.4f}",
+            f"{before:.4f}",
         )
     return table
 
@@ -142,13 +146,16 @@ def configure(parser):
     )
     config.add_arguments(parser, QuantizeOptions)
     parser.add_argument(
-        "--output", metavar="GGUF", help="weights file (default RUN/model_<mode>.gguf)"
+        "--output",
+        metavar="GGUF",
+        help="weights file (default RUN/model_<mode>.gguf, or model_<mode>_kvint8.gguf)",
     )
 
 
 def main(args):
     options = config.from_args(QuantizeOptions, args)
-    output = args.output or os.path.join(args.run, f"model_{options.mode}.gguf")
+    suffix = options.mode if options.kv == "float" else f"{options.mode}_kv{options.kv}"
+    output = args.output or os.path.join(args.run, f"model_{suffix}.gguf")
     result = run(read_data(args.data), args.run, output, options)
     files.write_json(f"{output}.accuracy.json", result)
     if "accuracy" in result:

@@ -39,7 +39,10 @@ def start(launcher, shop, run, *more):
     fixed = "sft --preset tiny --validations 2 --valid_users 20 --threads 1".split()
     command = [sys.executable, "-m", *launcher, *fixed, "--data", shop[0], "--run", run, *more]
     # Not in the checkout, whose folders would be taken for packages.
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
     return subprocess.Popen(
         command, cwd=run, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )

@@ -5,19 +5,16 @@ weights, its schedule, its averages.
 import json
 import multiprocessing
 import os
-import pathlib
 import signal
 import socket
 import subprocess
 import sys
 
+import loop_job
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import loop_job
 
 from genrecall.training.tuning import training_loop
 from genrecall.training.tuning.ema import Average
@@ -46,7 +43,7 @@ def one_thread():
 
 def job(out, options, *more, rank=0, world=1, port=0):
     """Starts loop_job.py in a process of its own."""
-    env = dict(os.environ)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     if world > 1:
         env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -275,6 +275,20 @@ def test_the_command_is_configured_by_a_file_and_its_manifest_repeats_it(shop, t
     assert f"{file}: loop.epoch = 2: unknown key; expected one of" in capsys.readouterr().err
 
 
+def test_tensorboard_shows_the_loop_and_its_validations(shop, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = run_folder(shop, tmp_path / "run")
+    assert cli.main(command(shop, run, "--epochs", "99", "--steps", "20")) == 0
+    events = EventAccumulator(f"{run}/tensorboard/sft.stage_2")
+    events.Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == [10, 20]
+    assert {"train/level_0", "train/learning_rate"} <= set(events.Tags()["scalars"])
+    validations = json.load(open(f"{run}/sft.metrics.json"))["metrics"]["validations"]
+    logged = [(e.step, e.value) for e in events.Scalars("valid/hr@10")]
+    assert logged == [(v["step"], pytest.approx(v["hr@10"])) for v in validations]
+
+
 def test_every_preset_is_one():
     for name, preset in presets.SFT.items():
         options = config.load(SftOptions, preset)

@@ -11,7 +11,7 @@ from genrecall.training.tuning.loop_options import LoopOptions
 
 @dataclass(frozen=True)
 class DecoderOptions:
-    """The shape of a decoder made from scratch; the defaults are the preset `small`."""
+    """The shape of a decoder made from scratch."""
 
     hidden: int = option(128, "width of a decoder made from scratch", low=8)
     layers: int = option(2, "its layers", low=1)

@@ -86,7 +86,7 @@ def users(data, folder, **changes):
     options = replace(
         prompts.PromptOptions(recent_events=2, long_term_events=4, block=2), **changes
     )
-    spec = prompts.default_spec(data, options=options)
+    spec = prompts.default_spec(data, options)
     maker = make_maker(data, spec, folder, responses=3)
     longest = np.argsort(-maker.visible)[:3]
     return maker.make(longest, np.array([12, 9, 9]))

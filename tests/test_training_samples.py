@@ -40,7 +40,7 @@ def own_tokens(made, s):
 
 def prompt_text(data, tmp_path, user_row=None, **options):
     """The longest line's prompt, as text."""
-    maker = make_maker(data, prompts.default_spec(data, options=SMALL, **options), tmp_path)
+    maker = make_maker(data, prompts.default_spec(data, replace(SMALL, **options)), tmp_path)
     user = int(np.argmax(maker.visible)) if user_row is None else user_row
     tokens, length = maker.prompts(np.array([user]), maker.visible[[user]])
     return text_of(tokens[0, : length[0]])
@@ -61,7 +61,7 @@ def test_each_part_can_be_left_out(data, tmp_path):
     full = prompt_text(data, tmp_path)
 
     def without(*parts):
-        return prompt_text(data, tmp_path, without=parts)
+        return prompt_text(data, tmp_path, leave_out=parts)
 
     assert " likes" not in without("interest") and " price" not in without("interest")
     assert without("interest").count("#") == full.count("#")
@@ -73,6 +73,9 @@ def test_each_part_can_be_left_out(data, tmp_path):
     ad, content = without("content").count("#"), without("ad").count("#")
     assert ad and content and ad + content == full.count("#")
     assert without("ad", "content", "profile") == "Next item."
+    split = prompt_text(data, tmp_path, split_domains=True)
+    assert split.index(" ad:") < split.index(" content:") < split.index(" likes")
+    assert split.count("#") == full.count("#")
 
 
 def test_parts_are_those_the_folder_has(data, tmp_path):
@@ -81,14 +84,14 @@ def test_parts_are_those_the_folder_has(data, tmp_path):
     (tmp_path / "sequences.txt").write_text("1 1 1 1\n")
     bare = read_data(str(tmp_path))
     assert prompts.parts_of(bare) == ("long_term", "content")
-    with pytest.raises(ValueError, match=r"without: 'profiles': expected some of profile, inter"):
-        prompts.default_spec(data, without=("profiles",))
+    with pytest.raises(ValueError, match=r"leave_out\[0\] = 'profiles': expected profile\|intere"):
+        prompts.PromptOptions(leave_out=("profiles",))
 
 
 def test_leaving_out_a_domain_keeps_the_line(data, tmp_path):
     """What is asked for must not depend on what the prompt shows."""
     makers = [
-        make_maker(data, prompts.default_spec(data, w, SMALL), tmp_path)
+        make_maker(data, prompts.default_spec(data, replace(SMALL, leave_out=w)), tmp_path)
         for w in ((), ("ad",), ("content",), ("profile", "interest"))
     ]
     for maker in makers[1:]:
@@ -119,7 +122,7 @@ def test_facets_are_categories_leading_attributes_and_price_bands(data):
 
 @pytest.mark.parametrize("separator", ["", ";"])
 def test_labels_are_the_codes_that_follow_in_the_prompt(data, tmp_path, separator):
-    spec = prompts.default_spec(data, without=("interest",))
+    spec = prompts.default_spec(data, prompts.PromptOptions(leave_out=("interest",)))
     spec["behaviors"]["separator"] = separator
     maker = make_maker(data, spec, tmp_path)
     made = maker.make(np.array([0, 3, 5]), np.array([4, 2, 1]))
@@ -160,7 +163,7 @@ def layouts(data):
         return spec | {"segments": rest[:at] + first + rest[at:]}
 
     def options(**changes):
-        return prompts.default_spec(data, options=replace(SMALL, **changes))
+        return prompts.default_spec(data, replace(SMALL, **changes))
 
     plain = options()
     return {
@@ -244,7 +247,7 @@ def test_every_event_is_asked_for_and_never_told(data, tmp_path, layout, respons
 
 
 def test_several_responses_share_their_prompt(data, tmp_path):
-    spec = prompts.default_spec(data, options=SMALL)
+    spec = prompts.default_spec(data, SMALL)
     maker = make_maker(data, spec, tmp_path, history_loss=False, responses=3)
     user = int(np.argmax(maker.visible))
     end = int(maker.visible[user]) - 5
@@ -263,7 +266,7 @@ def test_several_responses_share_their_prompt(data, tmp_path):
 
 
 def test_responses_are_drawn_and_no_more_than_there_are_events(data, tmp_path):
-    spec = prompts.default_spec(data, options=SMALL)
+    spec = prompts.default_spec(data, SMALL)
     maker = make_maker(data, spec, tmp_path, history_loss=False, responses=3)
     made = maker.epoch()
     wanted = np.minimum(maker.visible[maker.visible >= 2] - 1, 3)
@@ -300,7 +303,7 @@ def test_layout_is_what_it_says():
 
 
 def test_batches_of_packed_samples_are_the_samples(data, tmp_path):
-    maker = make_maker(data, prompts.default_spec(data, options=SMALL), tmp_path, responses=3)
+    maker = make_maker(data, prompts.default_spec(data, SMALL), tmp_path, responses=3)
     made = maker.epoch()
     chosen = np.array([5, 0, len(made) - 1])
     batch = made.batch(chosen)
@@ -320,7 +323,7 @@ def test_batches_of_packed_samples_are_the_samples(data, tmp_path):
 
 
 def test_concatenated_samples_stay_what_they_are(data, tmp_path):
-    maker = make_maker(data, prompts.default_spec(data, options=SMALL), tmp_path, responses=2)
+    maker = make_maker(data, prompts.default_spec(data, SMALL), tmp_path, responses=2)
     users = np.flatnonzero(maker.visible >= 4)[:4]
     ends = np.array([1, 2, 3, 1])
     together = maker.make(users, ends)

@@ -52,7 +52,7 @@ class PromptOptions:
         config.check(self)
 
 
-def default_spec(data, without=frozenset(), options=PromptOptions()):
+def default_spec(data, options=PromptOptions()):
     """Prompt spec (JSON object of kernels.prompt_spec) for a data folder.
 
     Features: every profile feature. Facets, where items have them: category, leading attribute,
@@ -64,28 +64,17 @@ def default_spec(data, without=frozenset(), options=PromptOptions()):
 
     Args:
       data: data_folder.DataSet.
-      without: names of PARTS to leave out, beside those that the options leave out.
       options: PromptOptions.
-
-    Raises:
-      ValueError: `without` names no part.
     """
-    without = {*without, *options.leave_out}
-    for part in sorted(without):
-        if part not in PARTS:
-            raise ValueError(f"without: {part!r}: expected some of {', '.join(PARTS)}")
+    without = options.leave_out
     features = [] if "profile" in without else _features(data)
     facets = [] if "interest" in without else _facets(data.items)
     domains = [d for d in ("ad", "content") if d not in without]
     segments = [{"kind": "text", "text": TASK_TEXT}]
     segments += [{"kind": "feature", "name": f["name"]} for f in features]
     if domains:
-        segments += _behavior_segments(
-            domains, options.split_domains, facets, "long_term" not in without
-        )
-    conversion = (
-        "" if "actions" in without or not _has_both(data.events.action, 1, 2) else " bought"
-    )
+        segments += _behavior_segments(domains, facets, options)
+    told_apart = "actions" not in without and _has_both(data.events.action, 1, 2)
     return {
         "format_version": 1,
         "features": features,
@@ -95,7 +84,7 @@ def default_spec(data, without=frozenset(), options=PromptOptions()):
             "long_term_events": options.long_term_events,
             "recent_events": options.recent_events,
             "block": options.block,
-            "action_text": {"click": "", "conversion": conversion},
+            "action_text": {"click": "", "conversion": " bought" if told_apart else ""},
             "separator": "",
             "max_events": options.max_events,
             "actions": ["click", "conversion"],
@@ -121,17 +110,20 @@ def parts_of(data):
     return tuple(part for part in PARTS if have[part])
 
 
-def _behavior_segments(domains, split_domains, facets, long_term):
+def _behavior_segments(domains, facets, options):
     """The segments that read behaviours of `domains`, in the order of the prompt."""
-    groups = [[d] for d in domains] if split_domains else [domains]
+    if options.split_domains:
+        groups = [{"prefix": f" {d}:", "domains": [d]} for d in domains]
+    else:
+        groups = [{"prefix": "", "domains": domains}]
     segments = []
-    if long_term:
-        segments += [{"kind": "long_term", "prefix": "", "domains": g} for g in groups]
+    if "long_term" not in options.leave_out:
+        segments += [{"kind": "long_term", **g} for g in groups]
     for facet in facets:
         top, prefix = _SUMMARY[facet["name"]]
         summary = {"facet": facet["name"], "top": top, "prefix": prefix, "separator": ","}
         segments.append({"kind": "interest", **summary, "domains": domains})
-    return segments + [{"kind": "recent", "prefix": "", "domains": g} for g in groups]
+    return segments + [{"kind": "recent", **g} for g in groups]
 
 
 def _has_both(column, a, b):

@@ -112,7 +112,7 @@ def report(run, options):
       ValueError: nobody has a validation target.
     """
     specs = {"run": run.spec}
-    other = prompt_spec.PromptSpec.from_json(prompts.default_spec(run.data, options=options))
+    other = prompt_spec.PromptSpec.from_json(prompts.default_spec(run.data, options))
     if other != run.spec:
         specs["options"] = other
     makers = {name: run.maker(spec) for name, spec in specs.items()}

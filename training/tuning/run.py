@@ -80,7 +80,7 @@ def prepare(data_folder, run_folder, options):
     if options.prompt_spec:
         spec = prompt_spec.PromptSpec.from_json(options.prompt_spec)
     else:
-        default = prompts.default_spec(data, options=options.prompt)
+        default = prompts.default_spec(data, options.prompt)
         spec = prompt_spec.PromptSpec.from_json(default)
     model, tokenizer = _decoder(data, spec, options)
     space = vocabulary.expand_vocabulary(model, tokenizer, sids, _codebooks(run_folder, sids), seed)

@@ -4,6 +4,8 @@ it resumes and what it refuses.
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from genrecall import cli
 from genrecall.training import files
 from genrecall.training.dataset import splits
 from genrecall.training.dataset.data_folder import read_data
-from genrecall.training.tuning import dpo
+from genrecall.training.tuning import dpo, dpo_run
 from genrecall.training.tuning.dpo_options import DpoOptions
 
 DPO = "--epochs 6 --validations 2 --valid_users 60 --threads 1 --beta 0.5 --learning_rate 3e-3"
@@ -121,11 +123,28 @@ def test_a_killed_run_resumes_to_the_same_figures(improved, tmp_path, monkeypatc
         assert a["ecpm@10"] == b["ecpm@10"] and a["hr@10"] == b["hr@10"]
 
 
-def test_a_run_that_ruins_hr_keeps_the_start(tuned, tmp_path, capsys):
+@pytest.mark.slow
+def test_two_processes_make_the_same_run(improved, tmp_path):
+    shop, run, _, metrics = improved
+    command = ["dpo", "--data", shop, "--run", run, "--output", str(tmp_path / "d"), *DPO]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "--"]
+    done = subprocess.run(
+        [*torchrun, "genrecall.cli", *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    shared = read(tmp_path / "d" / "dpo.metrics.json")["metrics"]
+    for a, b in zip(shared["validations"], metrics["validations"], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+        assert a["ecpm@10"] == pytest.approx(b["ecpm@10"], rel=0.05)
+
+
+def test_a_run_that_ruins_hr_keeps_the_start(tuned, tmp_path, monkeypatch, capsys):
     shop, run = tuned
+    start = {"hr@10": 1.0, "ecpm@10": 0.0}  # whatever comes has lost HR and gained eCPM
+    monkeypatch.setattr(dpo_run, "start_figures", lambda *_: start)
     output = str(tmp_path / "d")
     command = ["dpo", "--data", shop, "--run", run, "--output", output, *DPO]
-    command += "--epochs 4 --learning_rate 0.05 --nll_weight 0 --max_hr_loss 0".split()
+    command += "--epochs 1 --validations 1 --max_hr_loss 0.01".split()
     assert cli.main(command) == 0
     assert "as it was: no validation was better" in capsys.readouterr().out
     assert read(f"{output}/dpo.metrics.json")["metrics"]["best"] is None

@@ -18,7 +18,7 @@ from genrecall.training.tuning.preference_batches import PreferenceBatch
 class LossOptions:
     """What is minimised."""
 
-    beta: float = option(0.1, "how dear it is to leave the reference model", above=0)
+    beta: float = option(0.3, "how dear it is to leave the reference model", above=0)
     pair_smoothing: float = option(
         0.0, "probability that a preference is the wrong way round", low=0, below=0.5
     )

@@ -17,7 +17,7 @@ class DpoLoopOptions(LoopOptions):
 
     epochs: float = option(2.0, "passes over the prompts, at most", above=0)
     batch_tokens: int = option(4096, "tokens of a batch over all devices, padding included", low=1)
-    learning_rate: float = option(5e-4, "of the peak", above=0)
+    learning_rate: float = option(3e-4, "of the peak", above=0)
     weight_decay: float = option(0.0, "of matrices; norms and biases have none", low=0)
     warmup_steps: int = option(20, "steps until the learning rate's peak", low=0)
 

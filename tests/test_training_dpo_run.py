@@ -3,7 +3,9 @@ it resumes and what it refuses.
 """
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -92,27 +94,39 @@ def test_reference_scores_are_computed_once_and_again_for_another_model(improved
     assert before["key"] != after["key"]
 
 
-class Killed(BaseException):
-    pass
+KILLED_AT_THE_SECOND_VALIDATION = """
+import os, signal, sys
+from genrecall import cli
+from genrecall.training.tuning import dpo
+
+judge, calls = dpo.judge, []
+
+def once(*args):
+    calls.append(1)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    judge(*args)
+
+dpo.judge = once
+cli.main(sys.argv[1:])
+"""
 
 
-def test_a_killed_run_resumes_to_the_same_figures(improved, tmp_path, monkeypatch, capsys):
+def child(*arguments):
+    """A Python of its own that finds the package where this one does."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.run(
+        [sys.executable, *arguments], env=env, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_killed_run_resumes_to_the_same_figures(improved, tmp_path, capsys):
     shop, run, _, metrics = improved
     command = ["dpo", "--data", shop, "--run", run, "--output", str(tmp_path / "d"), *DPO]
     command += ["--save_minutes", "0"]
-    judge, calls = dpo.judge, []
-
-    def judge_once(*args):
-        calls.append(1)
-        if len(calls) == 2:
-            raise Killed
-        judge(*args)
-
-    monkeypatch.setattr(dpo, "judge", judge_once)
-    with pytest.raises(Killed):
-        cli.main(command)
+    killed = child("-c", KILLED_AT_THE_SECOND_VALIDATION, *command)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (tmp_path / "d" / "state").exists()
-    monkeypatch.setattr(dpo, "judge", judge)
     assert cli.main([*command, "--beta", "0.4"]) == 2
     assert "options.loss.beta = 0.5, now 0.4" in capsys.readouterr().err
     assert cli.main(command) == 0
@@ -127,10 +141,8 @@ def test_a_killed_run_resumes_to_the_same_figures(improved, tmp_path, monkeypatc
 def test_two_processes_make_the_same_run(improved, tmp_path):
     shop, run, _, metrics = improved
     command = ["dpo", "--data", shop, "--run", run, "--output", str(tmp_path / "d"), *DPO]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "--"]
-    done = subprocess.run(
-        [*torchrun, "genrecall.cli", *command], capture_output=True, text=True, check=False
-    )
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "--"]
+    done = child(*torchrun, "genrecall.cli", *command)
     assert done.returncode == 0, done.stderr[-2000:]
     shared = read(tmp_path / "d" / "dpo.metrics.json")["metrics"]
     for a, b in zip(shared["validations"], metrics["validations"], strict=True):

@@ -80,6 +80,7 @@ def preferences_of(run, run_folder, options, say):
     key = dpo_cache.key_of(**run.identity, pairs=pairs, seed=options.loop.seed)
 
     def compute():
+        say("asking the engine what it would recommend instead")
         with tempfile.TemporaryDirectory() as work:
             engine = ranking.open_engine(os.path.join(run_folder, "checkpoint"), work)
             made = preference_pairs.make_preferences(

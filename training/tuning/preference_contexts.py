@@ -78,7 +78,7 @@ def make_contexts(lines, visible, shown, prompts, horizon, proposed):
     return contexts
 
 
-def propose(engine, maker, prompts, count, on_batch=None):
+def propose(engine, maker, prompts, count):
     """What the engine's beams offer after each prompt, items of its history left out.
 
     Args:
@@ -86,13 +86,12 @@ def propose(engine, maker, prompts, count, on_batch=None):
       maker: samples.SampleMaker.
       prompts: (user, end).
       count: beams.
-      on_batch: called with the number of prompts done.
 
     Returns:
       list of (item int64 [m], score float32 [m]), best first.
     """
     proposed = [None] * len(prompts[0])
     options = ranking.RankOptions(beam_width=count)
-    for row, item, score in ranking.decode_items(engine, maker, *prompts, options, on_batch):
+    for row, item, score in ranking.decode_items(engine, maker, *prompts, options):
         proposed[row] = (item, score)
     return proposed

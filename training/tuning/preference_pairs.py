@@ -64,7 +64,7 @@ def check_kinds(data, kinds):
             )
 
 
-def make_preferences(data, maker, engine, options, seed, on_batch=None):
+def make_preferences(data, maker, engine, options, seed):
     """All preferences of a run, of the training part only.
 
     Args:
@@ -73,7 +73,6 @@ def make_preferences(data, maker, engine, options, seed, on_batch=None):
       engine: trtllm_bridge.Engine of that model.
       options: PairOptions.
       seed: of the choice of prompts and pairs.
-      on_batch: called with the number of prompts decoded.
 
     Returns:
       Preferences.
@@ -87,7 +86,7 @@ def make_preferences(data, maker, engine, options, seed, on_batch=None):
     prompts = preference_contexts.choose_prompts(
         lines, visible, options.prompts_per_user, generator
     )
-    proposed = preference_contexts.propose(engine, maker, prompts, options.beam_width, on_batch)
+    proposed = preference_contexts.propose(engine, maker, prompts, options.beam_width)
     shown = preference_contexts.exposures(data.events)
     contexts = preference_contexts.make_contexts(
         lines, visible, shown, prompts, rules.horizon, proposed

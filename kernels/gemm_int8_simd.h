@@ -30,18 +30,18 @@ struct Int8Product {
   using Weight = int8_t;
   using Input = ::genrecall::Input;
   using Acc = IntVec;
-  static constexpr int64_t kDepth = 4096 / int64_t{sizeof(Input)};
+  static constexpr int64_t kDepth = 2048 / int64_t{sizeof(Input)};
 
   template <int kRows>
   static inline void Accumulate(const Input* x, int64_t stride, const int8_t* const (&w)[kTileVecs],
-                                int64_t cols, int64_t w_ahead, IntVec (&acc)[kRows][kTileVecs]) {
+                                int64_t cols, Ahead ahead, IntVec (&acc)[kRows][kTileVecs]) {
     IntVec b[kTileVecs];
     int64_t k = 0;
     for (; k + kIntStep <= cols; k += kIntStep) {
 #pragma GCC unroll 8
       for (int c = 0; c < kTileVecs; ++c) {
         b[c] = LoadWeights(w[c] + k);
-        Prefetch(w[c] + w_ahead + k);
+        Prefetch(w[c] + ahead.distance + k, ahead.near);
       }
       DotSteps<kRows>(x + k, stride, b, acc);
     }

@@ -40,14 +40,14 @@ struct InOrder : FloatProduct {
 
   template <int kRows>
   static inline void Accumulate(const float* x, int64_t stride, const W* const (&w)[kTileVecs], int64_t cols,
-                                int64_t w_ahead, Vec (&acc)[kRows][kTileVecs]) {
+                                Ahead ahead, Vec (&acc)[kRows][kTileVecs]) {
     Vec b[kTileVecs];
     int64_t k = 0;
     for (; k + kLanes <= cols; k += kLanes) {
 #pragma GCC unroll 8
       for (int c = 0; c < kTileVecs; ++c) {
         b[c] = Load(w[c] + k);
-        Prefetch(w[c] + w_ahead + k);
+        Prefetch(w[c] + ahead.distance + k, ahead.near);
       }
       MultiplyAdd<kRows>(x + k, stride, b, acc);
     }
@@ -66,14 +66,14 @@ struct Bf16Pairs : FloatProduct {
 
   template <int kRows>
   static inline void Accumulate(const float* x, int64_t stride, const bf16* const (&w)[kTileVecs],
-                                int64_t cols, int64_t w_ahead, Vec (&acc)[kRows][kTileVecs]) {
+                                int64_t cols, Ahead ahead, Vec (&acc)[kRows][kTileVecs]) {
     Vec even[kTileVecs], odd[kTileVecs];
     int64_t k = 0;
     for (; k + 2 * kLanes <= cols; k += 2 * kLanes) {
 #pragma GCC unroll 8
       for (int c = 0; c < kTileVecs; ++c) {
         LoadPairs(w[c] + k, &even[c], &odd[c]);
-        Prefetch(w[c] + w_ahead + k);
+        Prefetch(w[c] + ahead.distance + k, ahead.near);
       }
       MultiplyAdd<kRows>(x + k, stride, even, acc);
       MultiplyAdd<kRows>(x + k + kLanes, stride, odd, acc);

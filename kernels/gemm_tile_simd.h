@@ -4,9 +4,7 @@
 //   Weight, Input, Acc   what weights, packed activations and accumulators are made of
 //   kDepth               numbers of an activation row that stay in the first-level cache, kTileRows rows at a
 //                        time; a multiple of every step
-//   Accumulate<kRows>(x, w, cols, w_ahead, acc)   acc[r][c] += x[r] . w[c] over `cols` numbers; w_ahead: from
-//   a
-//                        weight to the one that the next tile reads in its place
+//   Accumulate<kRows>(x, w, cols, ahead, acc)   acc[r][c] += x[r] . w[c] over `cols` numbers
 //   Finish(acc, args, row, sums)   the sums of a row's kTileVecs accumulators, of weight rows `row`.., as
 //   floats
 //
@@ -29,17 +27,33 @@ struct Activations {
   const float* scale = nullptr;
 };
 
+// What is prefetched: from a weight to the one that the next tile reads in its place; near: rows before these
+// have brought it into the second-level cache, and it is wanted in the first.
+struct Ahead {
+  int64_t distance;
+  bool near;
+};
+
+// Up to kTileRows activation rows; warm: other rows have met the same weights before.
+template <typename Input>
+struct RowGroup {
+  const Input* data;
+  int64_t stride;
+  bool warm;
+};
+
 // sums[r][c] = x[r] . w[row + c] for kRows rows and c in [0, count); writes up to kTileVecs - 1 more columns.
 // Where rows are long, `depth` < cols keeps the activations in the first-level cache: all columns take one
 // stretch of k, then the next, and accumulators wait in between.
 template <int kRows, typename Product>
-void DotRows(const GemmArgs& args, const typename Product::Input* x, int64_t stride, int64_t row,
-             int64_t depth, int count, float* sums, int sums_stride) {
+void DotRows(const GemmArgs& args, const RowGroup<typename Product::Input>& x, int64_t row, int64_t depth,
+             int count, float* sums, int sums_stride) {
   using Weight = typename Product::Weight;
   using Acc = typename Product::Acc;
   constexpr int kTile = kRows * kTileVecs;
   const int64_t cols = args.w.cols;
   const Weight* w = static_cast<const Weight*>(args.w.data) + row * cols;
+  const Ahead ahead = {kTileVecs * cols, x.warm};
   Acc* waiting = nullptr;
   if (depth < cols) {
     const int64_t tiles = (count + kTileVecs - 1) / kTileVecs;
@@ -55,8 +69,7 @@ void DotRows(const GemmArgs& args, const typename Product::Input* x, int64_t str
       for (int r = 0; r < kRows; ++r) {
         for (int i = 0; i < kTileVecs; ++i) acc[r][i] = k == 0 ? Acc{} : parked[r * kTileVecs + i];
       }
-      Product::template Accumulate<kRows>(x + k, stride, rows, last ? cols - k : depth, kTileVecs * cols,
-                                          acc);
+      Product::template Accumulate<kRows>(x.data + k, x.stride, rows, last ? cols - k : depth, ahead, acc);
       for (int r = 0; r < kRows; ++r) {
         if (last) {
           Product::Finish(acc[r], args.w, row + c, sums + r * sums_stride + c);
@@ -69,13 +82,13 @@ void DotRows(const GemmArgs& args, const typename Product::Input* x, int64_t str
 }
 
 template <typename Product>
-void DotRows(const GemmArgs& args, const typename Product::Input* x, int64_t stride, int rows, int64_t row,
+void DotRows(const GemmArgs& args, int rows, const RowGroup<typename Product::Input>& x, int64_t row,
              int64_t depth, int count, float* sums, int sums_stride) {
   using Fn =
-      void (*)(const GemmArgs&, const typename Product::Input*, int64_t, int64_t, int64_t, int, float*, int);
+      void (*)(const GemmArgs&, const RowGroup<typename Product::Input>&, int64_t, int64_t, int, float*, int);
   static constexpr Fn kByRows[kTileRows] = {DotRows<1, Product>, DotRows<2, Product>, DotRows<3, Product>,
                                             DotRows<4, Product>, DotRows<5, Product>, DotRows<6, Product>};
-  kByRows[rows - 1](args, x, stride, row, depth, count, sums, sums_stride);
+  kByRows[rows - 1](args, x, row, depth, count, sums, sums_stride);
 }
 
 // Columns [first, last) of all rows.
@@ -88,10 +101,10 @@ void ColumnsOf(const GemmArgs& args, Activations<typename Product::Input> x, int
   const int64_t depth = args.n <= kTileRows ? args.w.cols : Product::kDepth;
   for (int64_t r = 0; r < args.n; r += kTileRows) {
     const int rows = static_cast<int>(args.n - r < kTileRows ? args.n - r : kTileRows);
-    const auto* xr = x.data + r * x.stride;
-    DotRows<Product>(args, xr, x.stride, rows, first, depth, count, sums, kStride);
+    const RowGroup<typename Product::Input> group = {x.data + r * x.stride, x.stride, /*warm=*/r > 0};
+    DotRows<Product>(args, rows, group, first, depth, count, sums, kStride);
     if (args.epilogue == Epilogue::kSwiGlu) {
-      DotRows<Product>(args, xr, x.stride, rows, args.w.rows / 2 + first, depth, count, up, kStride);
+      DotRows<Product>(args, rows, group, args.w.rows / 2 + first, depth, count, up, kStride);
     }
     for (int i = 0; i < rows; ++i) {
       const float scale = x.scale == nullptr ? 1.0f : x.scale[r + i];

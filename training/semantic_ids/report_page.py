@@ -22,7 +22,7 @@ p { margin: 0 0 12px; max-width: 75ch; }
   margin: 24px 0; }
 .tile, .card { background: #fff; border: 1px solid #dde3e9; border-radius: 8px;
   padding: 14px 16px; }
-.tile b { display: block; font-size: 22px; font-weight: 600; }
+.tile b { display: block; font-size: 20px; font-weight: 600; }
 .tile span { color: #5b6875; font-size: 13px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; background: #fff; border: 1px solid #dde3e9; }
@@ -79,7 +79,7 @@ def _tiles(measured):
     next_item = measured["next_item"]
     tiles = [
         (f"{measured['items']:,}", "items"),
-        (" × ".join(map(str, measured["level_sizes"])), "codes per level"),
+        ("×".join(map(str, measured["level_sizes"])), "codes per level"),
         (f"{measured['collision_rate_before']:.2%}", "collisions before resolution"),
         (f"{measured['collision_rate_after']:.2%}", "collisions after resolution"),
         (f"{min(measured['codebook_use']):.1%}", "least codebook use of a level"),

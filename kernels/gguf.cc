@@ -82,6 +82,13 @@ uint8_t* AllocateBytes(size_t size) {
 
 }  // namespace
 
+void GgufFile::Discard(const GgufTensor& tensor) const {
+  const uintptr_t page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data), end = begin + tensor.bytes;
+  const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
+  if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
+
 // Parses one file into a GgufFile.
 class GgufReader {
  public:

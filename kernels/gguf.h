@@ -58,6 +58,9 @@ class GgufFile {
   bool Has(const std::string& key) const { return metadata_.count(key) > 0; }
   // DATA_LOSS naming path and tensor when missing or of another type.
   Result<GgufTensor> Tensor(const std::string& name, GgufType type) const;
+  // Gives a tensor's memory back to the system, so that who copies tensors one by one never holds two copies
+  // of all. For the file's only holder: the tensor's data is undefined from now on.
+  void Discard(const GgufTensor& tensor) const;
 
  private:
   friend class GgufReader;

@@ -114,7 +114,7 @@ class EngineResource(_FileResource):
         num_threads=0,
         max_queue=256,
         max_step_rows=512,
-        prefill_chunk=128,
+        prefill_chunk=160,
         max_prompt_tokens=4096,
         kv_bytes=0,
     ):

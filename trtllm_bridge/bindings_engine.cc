@@ -116,6 +116,7 @@ py::dict StatsDict(const CpuEngine& engine) {
   out["kv_budget_bytes"] = s.kv_budget_bytes;
   out["kv_evicted_pages"] = s.kv_evicted_pages;
   out["weight_bytes"] = s.weight_bytes;
+  out["step_bytes"] = s.step_bytes;
   return out;
 }
 
@@ -282,7 +283,7 @@ void BindEngine(py::module_& m) {
             return Acquire(weights_path, options, engine);
           }),
           py::arg("weights_path"), py::kw_only(), py::arg("num_threads") = 0, py::arg("max_queue") = 256,
-          py::arg("max_step_rows") = 512, py::arg("prefill_chunk") = 128, py::arg("max_prompt_tokens") = 4096,
+          py::arg("max_step_rows") = 512, py::arg("prefill_chunk") = 160, py::arg("max_prompt_tokens") = 4096,
           py::arg("kv_bytes") = 0, py::arg("engine") = "cpu")
       .def("decode", &Decode, py::arg("tokens"), py::arg("length"), py::arg("index"), py::kw_only(),
            py::arg("beam_width") = 50, py::arg("normalize") = "level", py::arg("temperature") = 1.0f,

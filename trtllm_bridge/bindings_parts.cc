@@ -5,6 +5,7 @@
 
 #include "trtllm_bridge/beam_search.h"
 #include "trtllm_bridge/scheduler.h"
+#include "trtllm_bridge/step_cost.h"
 
 namespace genrecall {
 namespace {
@@ -65,7 +66,7 @@ void BindScheduler(py::module_& m) {
              return Scheduler({max_queue, max_running, max_step_rows, prefill_chunk});
            }),
            py::kw_only(), py::arg("max_queue") = 256, py::arg("max_running") = 64,
-           py::arg("max_step_rows") = 512, py::arg("prefill_chunk") = 128)
+           py::arg("max_step_rows") = 512, py::arg("prefill_chunk") = 160)
       .def(
           "enqueue",
           [](Scheduler& s, uint64_t id, int64_t prompt_rows, int64_t decode_rows, int priority,
@@ -115,6 +116,21 @@ void BindScheduler(py::module_& m) {
       .def_property_readonly("running", &Scheduler::running);
 }
 
+void BindStepCost(py::module_& m) {
+  py::class_<StepCostMeter>(m, "StepCostMeter", "What a step takes at least; in seconds.")
+      .def(py::init<>())
+      .def("record", [](StepCostMeter& meter, int64_t rows,
+                        double took_s) { meter.Record(rows, Seconds(took_s).time_since_epoch()); })
+      .def("doubt", &StepCostMeter::Doubt)
+      .def("cost", [](const StepCostMeter& meter) {
+        const auto seconds = [](Scheduler::Time::duration d) {
+          return std::chrono::duration<double>(d).count();
+        };
+        const Scheduler::StepCost cost = meter.cost();
+        return std::make_pair(seconds(cost.step), seconds(cost.row));
+      });
+}
+
 }  // namespace
 
 void BindParts(py::module_& m) {
@@ -122,6 +138,7 @@ void BindParts(py::module_& m) {
         py::arg("normalize") = "level", py::arg("temperature") = 1.0f, py::arg("seed") = 0,
         py::arg("prefix_caps") = std::vector<int32_t>(), py::arg("exclude") = std::vector<int64_t>());
   BindScheduler(m);
+  BindStepCost(m);
 }
 
 }  // namespace genrecall

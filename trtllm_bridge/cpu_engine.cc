@@ -68,8 +68,7 @@ class CpuEngine::Core {
     EngineStats stats = stats_;
     stats.queued = scheduler_.waiting();
     stats.running = scheduler_.running();
-    runner_.AddKvStats(&stats);
-    stats.weight_bytes = weights_->bytes();
+    runner_.AddMemoryStats(&stats);
     return stats;
   }
   void RecordSteps(bool on) {

@@ -53,6 +53,13 @@ KvShape Decoder::kv_shape() const {
   return {weights_->kv_dtype(), config_.layers, config_.kv_heads, config_.head_dim};
 }
 
+int64_t Decoder::step_bytes() const {
+  const int64_t floats = cos_sin_.size() + position_.size() + x_.size() + qkv_.size() + gathered_.size();
+  const int64_t bytes = normed_.size() + attended_.size() + ffn_.size() + selected_.size();
+  const int64_t widest = std::max({config_.hidden, config_.q_dim(), config_.ffn});
+  return (floats + max_rows_ * widest) * int64_t{sizeof(float)} + bytes;
+}
+
 void Decoder::Forward(const std::vector<RowBlock>& blocks, ThreadPool* pool) {
   Embed(blocks);
   for (int l = 0; l < config_.layers; ++l) {

@@ -42,6 +42,8 @@ class Decoder {
           int max_positions);
 
   KvShape kv_shape() const;
+  // Memory of a step: the buffers below, and what the kernels keep for a gemm's activations.
+  int64_t step_bytes() const;
 
   // Called in every Forward from now on.
   void Observe(GemmObserver observer) { observer_ = std::move(observer); }

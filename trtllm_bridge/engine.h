@@ -72,8 +72,8 @@ struct EngineStats {
   // Now: keys and values in use (running requests and kept prefixes), of them kept, the blocks held from the
   // system (spare ones too), the process' limit for the latter.
   int64_t kv_bytes = 0, kv_cached_bytes = 0, kv_resident_bytes = 0, kv_budget_bytes = 0;
-  int64_t kv_evicted_pages = 0;  // since the start
-  int64_t weight_bytes = 0;
+  int64_t kv_evicted_pages = 0;              // since the start
+  int64_t weight_bytes = 0, step_bytes = 0;  // memory of the weights, of a step's buffers
 };
 
 // What one scheduler step ran: for tests and the diagnosis console. Kept only while a log is being recorded.
@@ -114,7 +114,7 @@ struct EngineOptions {
   int num_threads = 0;      // 0: DefaultNumThreads()
   int max_queue = 256;      // waiting requests; more are refused
   int max_step_rows = 512;  // rows of a step; a longer prefill is chunked
-  int prefill_chunk = 128;  // rows of one request per step at most, while others of its priority are live
+  int prefill_chunk = 160;  // rows of one request per step at most, while others of its priority are live
   int max_prompt_tokens = 4096;
   // Keys and values of all engines with this number together, kept prefixes included. 0: DefaultKvBytes().
   int64_t kv_bytes = 0;

@@ -1,7 +1,6 @@
 #include "trtllm_bridge/scheduler.h"
 
 #include <algorithm>
-#include <tuple>
 
 namespace genrecall {
 
@@ -22,9 +21,11 @@ void Scheduler::Cancel(Id id) {
   if (it != live_.end()) it->second.cancelled = true;
 }
 
-Scheduler::Time::duration Scheduler::Live::LeastTimeLeft(const StepCost& cost) const {
-  const Time::duration later = cost.step * (passes_left - 1);
-  return later + std::max(cost.step, cost.row * pass_rows);
+Scheduler::Time::duration Scheduler::LeastTimeLeft(const Live& live, const StepCost& cost) const {
+  // In company a prompt comes in chunks; beams' rows may come in one step whoever is there.
+  const int64_t chunk = live_.size() > 1 ? options_.prefill_chunk : options_.max_step_rows;
+  const int64_t steps = live.prefill ? (live.pass_rows + chunk - 1) / chunk : 1;
+  return std::max(cost.step * steps, cost.row * live.pass_rows) + cost.step * (live.passes_left - 1);
 }
 
 const std::vector<Scheduler::Ended>& Scheduler::Expire(Time now, const StepCost& cost) {
@@ -33,7 +34,7 @@ const std::vector<Scheduler::Ended>& Scheduler::Expire(Time now, const StepCost&
     const Live& live = it->second;
     const bool late = now >= live.request.deadline;
     const bool will_be =
-        live.request.deadline != Time::max() && live.LeastTimeLeft(cost) > live.request.deadline - now;
+        live.request.deadline != Time::max() && LeastTimeLeft(live, cost) > live.request.deadline - now;
     if (!live.cancelled && !late && !will_be) {
       ++it;
       continue;
@@ -61,18 +62,51 @@ void Scheduler::Remove(Id id) {
   live_.erase(it);
 }
 
+std::tuple<int, int64_t, int64_t, Scheduler::Id> Scheduler::ServingKey(const Entry& entry) {
+  const Live& live = entry.second;
+  const int starved = live.skipped >= kMaxSkippedSteps ? live.skipped : 0;
+  return {-starved, -static_cast<int64_t>(live.request.priority), live.rows_left(), entry.first};
+}
+
+Scheduler::Entry* Scheduler::FirstWaiting() {
+  Entry* first = nullptr;
+  for (Entry& e : live_) {
+    if (e.second.running) continue;
+    if (e.second.skipped >= kMaxSkippedSteps) return &e;  // only the oldest one is ever counted
+    if (first == nullptr || e.second.request.priority > first->second.request.priority) first = &e;
+  }
+  return first;
+}
+
+// The oldest waiting request is passed over for `admitted`.
+void Scheduler::CountOvertaken(Id admitted) {
+  for (auto& [id, live] : live_) {
+    if (live.running) continue;
+    if (id < admitted) ++live.skipped;
+    return;
+  }
+}
+
+// Whether those who go before it leave it a row of the step to come.
+bool Scheduler::WouldRun(const Entry& newcomer) const {
+  int64_t rows_before = 0;
+  for (const Entry& e : live_) {
+    if (!e.second.running || ServingKey(newcomer) < ServingKey(e)) continue;
+    rows_before += std::min<int64_t>(e.second.pass_rows, options_.prefill_chunk);
+  }
+  return rows_before < options_.max_step_rows;
+}
+
 void Scheduler::Admit(const Admission& admit) {
   while (waiting_ > 0 && running() < options_.max_running) {
-    Entry* best = nullptr;
-    for (Entry& e : live_) {
-      if (e.second.running) continue;
-      if (best == nullptr || e.second.request.priority > best->second.request.priority) best = &e;
-    }
-    const int64_t rows_there = admit(best->first);
+    Entry* first = FirstWaiting();
+    if (!WouldRun(*first)) return;
+    const int64_t rows_there = admit(first->first);
     if (rows_there == kNoRoom) return;
-    best->second.pass_rows -= rows_there;
-    best->second.running = true;
+    first->second.pass_rows -= rows_there;
+    first->second.running = true;
     --waiting_;
+    CountOvertaken(first->first);
   }
 }
 
@@ -81,13 +115,8 @@ void Scheduler::SortByServingOrder() {
   for (Entry& entry : live_) {
     if (entry.second.running) order_.push_back(&entry);
   }
-  const auto key = [](const Entry* e) {
-    const Live& live = e->second;
-    const int starved = live.skipped >= kMaxSkippedSteps ? live.skipped : 0;
-    return std::make_tuple(-starved, -static_cast<int64_t>(live.request.priority),
-                           live.pass_rows + live.later_rows, e->first);
-  };
-  std::sort(order_.begin(), order_.end(), [&](const Entry* a, const Entry* b) { return key(a) < key(b); });
+  std::sort(order_.begin(), order_.end(),
+            [](const Entry* a, const Entry* b) { return ServingKey(*a) < ServingKey(*b); });
 }
 
 // Who need not leave room for others: rule 3.

@@ -4,8 +4,10 @@
 // A request is a series of passes: its prompt's rows, then one row per live beam for each further level. A
 // step runs some rows of every chosen request in the same gemms. Policy:
 //
-// 1. Waiting requests are admitted by priority, then in order of arrival, up to max_running and as memory
-//    allows. Nobody overtakes a request that waits for memory: a large one is not starved by small ones.
+// 1. Waiting requests are admitted by priority, then in order of arrival, up to max_running, when they would
+//    get rows in the step to come and as memory allows. Under overload, so, requests wait before they start:
+//    many that run by turns would all be late. Nobody overtakes the first one waiting of its priority, and
+//    after kMaxSkippedSteps later ones of higher priority the longest waiting one is first.
 // 2. A step has max_step_rows. Running requests are served in order: higher priority; then fewer rows left to
 //    the end, so a narrow request overtakes a wide one; then arrival.
 // 3. While others of its priority or a higher one are live, a request takes at most prefill_chunk rows of a
@@ -14,7 +16,7 @@
 // 4. Nobody starves: a request that got no rows in kMaxSkippedSteps steps in a row is served first in the
 //    next, whatever its priority, the longest-skipped first.
 // 5. A request that cannot meet its deadline any more, if every further step were as fast as the fastest of
-//    late, is ended at once: its rows are others'.
+//    the last few, is ended at once, waiting or running: its rows are others'.
 #ifndef GENRECALL_TRTLLM_BRIDGE_SCHEDULER_H_
 #define GENRECALL_TRTLLM_BRIDGE_SCHEDULER_H_
 
@@ -22,6 +24,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <tuple>
 #include <vector>
 
 #include "kernels/status.h"
@@ -32,7 +35,7 @@ struct SchedulerOptions {
   int max_queue = 256;
   int max_running = 64;  // requests that hold keys and values
   int max_step_rows = 512;
-  int prefill_chunk = 128;
+  int prefill_chunk = 160;
 };
 
 class Scheduler {
@@ -102,14 +105,19 @@ class Scheduler {
     int64_t pass_rows = 0;   // left in the current pass
     int64_t later_rows = 0;  // of the passes after it
     int passes_left = 1;     // with the current one
-    int skipped = 0;         // steps in a row without a row
+    int skipped = 0;         // steps in a row without a row; while waiting: later ones admitted before
     int64_t rows_left() const { return pass_rows + later_rows; }
-    Time::duration LeastTimeLeft(const StepCost& cost) const;
   };
   using Entry = std::pair<const Id, Live>;
 
   class Company;
 
+  Time::duration LeastTimeLeft(const Live& live, const StepCost& cost) const;
+  // Ascending: who goes first.
+  static std::tuple<int, int64_t, int64_t, Id> ServingKey(const Entry& entry);
+  Entry* FirstWaiting();
+  void CountOvertaken(Id admitted);
+  bool WouldRun(const Entry& newcomer) const;
   void Admit(const Admission& admit);
   void SortByServingOrder();
 

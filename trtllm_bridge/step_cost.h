@@ -10,8 +10,9 @@
 
 namespace genrecall {
 
-// Least values over the last kWindow steps, so that a busy moment of the machine condemns nobody: a step of
-// few rows tells what any step costs, one of many what a row does.
+// Least values over the last kWindow steps: a step of few rows tells what any step costs, one of many what a
+// row does. Few steps, so that under load, when all of them are full, a step is known to take what a full
+// one takes; several, so that one slow step condemns nobody.
 class StepCostMeter {
  public:
   void Record(int64_t rows, Scheduler::Time::duration took) {
@@ -33,7 +34,7 @@ class StepCostMeter {
   void Doubt() { doubt_ = std::min(doubt_ + 1, 30); }
 
  private:
-  using Durations = std::array<Scheduler::Time::duration, 32>;
+  using Durations = std::array<Scheduler::Time::duration, 8>;
   Scheduler::Time::duration LeastOf(const Durations& d) const {
     return *std::min_element(d.begin(), d.end()) / (int64_t{1} << doubt_);
   }

@@ -72,7 +72,9 @@ int StepRunner::Adopt(LiveRequest* r) {
   return skipped;
 }
 
-void StepRunner::AddKvStats(EngineStats* stats) const {
+void StepRunner::AddMemoryStats(EngineStats* stats) const {
+  stats->weight_bytes = weights_->bytes();
+  stats->step_bytes = decoder_.step_bytes();
   const KvBudget::Lock lock = budget_->Acquire();
   stats->kv_bytes = kv_pool_.used_bytes();
   stats->kv_resident_bytes = kv_pool_.resident_bytes();

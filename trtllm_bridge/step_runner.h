@@ -66,8 +66,8 @@ class StepRunner {
   // result.status.
   void Run(const std::vector<Work>& work, ThreadPool* pool);
 
-  // The kv_* numbers of the stats. From any thread.
-  void AddKvStats(EngineStats* stats) const;
+  // The stats' numbers of memory. From any thread.
+  void AddMemoryStats(EngineStats* stats) const;
 
  private:
   // Rows whose logits are wanted: `count` rows of a request from `first` of its pass.

@@ -248,6 +248,7 @@ class WeightsLoader {
       for (const GgufTensor* part : p.parts) {
         std::memcpy(to, part->data, part->bytes);
         to += part->bytes;
+        file_->Discard(*part);
       }
     }
     for (const Pending& p : pending_) {

@@ -31,9 +31,10 @@ class DecoderWeights {
  public:
   // Errors name the file and the tensor: missing, unexpected, of another shape or dtype than its
   // neighbours. Matrices that lie side by side in the file (checkpoint.convert writes q, k, v and gate,
-  // up so) are read where they are and the file's bytes are kept; else all are copied and the file is let
-  // go, so weights are held once either way. In a quantised file a layer's matrices may be I8, each with a
-  // vector NAME.scale (for NAME.weight) of a finite scale >= 0 for every row.
+  // up so) are read where they are and the file's bytes are kept; else all are copied, and the file is let
+  // go tensor by tensor: weights are held once either way, also while they are loaded. In a quantised file a
+  // layer's matrices may be I8, each with a vector NAME.scale (for NAME.weight) of a finite scale >= 0 for
+  // every row.
   static Result<std::shared_ptr<const DecoderWeights>> Load(std::shared_ptr<const GgufFile> file);
 
   DecoderWeights(const DecoderWeights&) = delete;

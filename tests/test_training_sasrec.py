@@ -132,8 +132,8 @@ def test_a_trained_sasrec_is_read_back_for_the_same_data_and_options_only(tmp_pa
     assert (read(cases) == trained(cases)).all()
     other = sasrec.SasrecOptions(**{**TINY, "epochs": 2})
     assert sasrec_cache.scorers(data, lines, run, "auto", 1, other) == {}
-    clicks = splits.clean_lines(data.events, actions=2)
-    assert sasrec_cache.scorers(data, clicks, run, "auto", 1, options) == {}
+    ads = splits.clean_lines(data.events, domains=1)
+    assert sasrec_cache.scorers(data, ads, run, "auto", 1, options) == {}
     (tmp_path / "run" / "sasrec" / "sasrec.npz").write_bytes(b"PK\x03\x04 nothing")
     with pytest.raises(ValueError, match=r"sasrec\.npz: not a readable \.npz file"):
         sasrec_cache.scorers(data, lines, run, "auto", 1, options)

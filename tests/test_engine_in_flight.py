@@ -101,6 +101,26 @@ def test_a_narrow_request_overtakes_a_running_wide_one(slow, slow_index):
     assert all(wide[s][1] <= 160 for s in shared), "and left the steps short"
 
 
+def test_eight_narrow_requests_share_their_steps(slow, slow_index):
+    """1,200 prompt rows take three steps of 512; beams run beside others' prompts and beams."""
+    for _ in range(20):  # the first may be done before the last comes
+        engine = own_engine(slow)
+        engine.record_steps(True)
+        requests = [
+            engine.submit(slow.prompt(150, seed=s), slow_index, beam_width=5) for s in range(8)
+        ]
+        for request in requests:
+            request.result(timeout_s=60)
+        log = engine.take_step_log()
+        if len(log) <= 8:
+            break
+    else:
+        pytest.fail(f"{len(log)} steps")
+    beams = [[r["rows"] for r in step["rows"] if not r["prefill"]] for step in log]
+    assert sum(map(sum, beams)) == 8 * 3 * 5, "in " + str(beams)
+    assert np.mean([len(rows) for rows in beams if rows]) > 3
+
+
 def submit_big(engine, decoder, index, **options):
     """About a second of work, so that nothing depends on how fast the test itself runs."""
     return engine.submit(decoder.prompt(2000), index, beam_width=4000, **options)

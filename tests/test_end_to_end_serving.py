@@ -265,10 +265,18 @@ def test_what_makes_no_sense_but_is_well_formed_is_dropped(stub):
         "gender": np.array(["\u2603".encode() * 1000], object),
         "city": np.array([-(2**63)]),
         "deadline_ms": i32(-(2**31)),
-        "seed": i32(-(2**31)),
         "user_id": np.array([-(2**63)]),
     }
     assert_same(predict(stub, strange), plain)
+
+
+def test_a_seed_samples_and_repeats(stub):
+    """Any seed but 0, the smallest number there is too."""
+    best = predict(stub, HISTORY)["semantic_id"]
+    for seed in (7, -(2**31)):
+        drawn = predict(stub, HISTORY | {"seed": i32(seed)})
+        assert_same(predict(stub, HISTORY | {"seed": i32(seed)}), drawn)
+        assert not np.array_equal(drawn["semantic_id"], best)
 
 
 def test_a_malformed_row_is_marked_and_its_neighbours_are_answered_as_alone(stub, tiny):

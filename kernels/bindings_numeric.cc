@@ -9,6 +9,7 @@
 
 #include "kernels/bindings.h"
 #include "kernels/cpu_isa.h"
+#include "kernels/cpu_quota.h"
 #include "kernels/kv_vector.h"
 #include "kernels/quantize.h"
 #include "kernels/transformer_ops.h"
@@ -322,6 +323,7 @@ void BindNumeric(py::module_& parent) {
   m.def("detected_isa", [] { return CpuIsaName(DetectCpuIsa()); });
   m.def("active_isa", [] { return CpuIsaName(ValueOrThrow(ActiveCpuIsa())); });
   m.def("default_num_threads", &DefaultNumThreads);
+  m.def("cpu_quota", &CpuQuota, py::arg("folder"));
   m.attr("page_tokens") = kPageTokens;
 
   py::class_<Tensor>(m, "Tensor")

@@ -13,6 +13,8 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/cpu_quota.h"
+
 namespace genrecall {
 namespace {
 
@@ -180,8 +182,10 @@ int DefaultNumThreads() {
     return static_cast<int>(value);
   }
   cpu_set_t cpus;
-  if (sched_getaffinity(0, sizeof cpus, &cpus) == 0) return std::max(CPU_COUNT(&cpus), 1);
-  return std::max(static_cast<int>(std::thread::hardware_concurrency()), 1);
+  int count = static_cast<int>(std::thread::hardware_concurrency());
+  if (sched_getaffinity(0, sizeof cpus, &cpus) == 0) count = CPU_COUNT(&cpus);
+  if (const int quota = CpuQuota()) count = std::min(count, quota);
+  return std::max(count, 1);
 }
 
 }  // namespace genrecall

@@ -44,7 +44,8 @@ class ThreadPool {
 // ParallelFor on `pool`, or one call on this thread when there is none.
 void ParallelFor(ThreadPool* pool, int64_t n, int64_t grain, RangeFn fn);
 
-// The count engines use unless told otherwise: GENRECALL_CPU_THREADS, else the CPUs this process may run on.
+// The count engines use unless told otherwise: GENRECALL_CPU_THREADS, else the CPUs this process may run
+// on, at most its container's quota.
 // A value that is not a positive integer is a std::invalid_argument that names it.
 int DefaultNumThreads();
 

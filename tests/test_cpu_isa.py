@@ -81,7 +81,8 @@ def test_threads_default_to_the_cpus_of_the_process():
     environment = {"GENRECALL_CPU_THREADS": "3"}
     assert run("n.default_num_threads()", **environment)[0] == "3"
     os.environ.pop("GENRECALL_CPU_THREADS", None)
-    assert run("n.default_num_threads()")[0] == str(len(cpus))
+    quota = _kernels._numeric.cpu_quota("/sys/fs/cgroup") or len(cpus)
+    assert run("n.default_num_threads()")[0] == str(min(len(cpus), quota))
     assert run(expression % cpus[0])[0] == "1"
 
 
@@ -112,3 +113,25 @@ def test_isa_objects_share_no_functions():
         assert shared == [], path.name
         public = [name for kind, name in defined if kind.isupper()]
         assert public and all(x.startswith("genrecall::k") for x in public), (path.name, public)
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({}, 0),
+        ({"cpu.max": "max 100000"}, 0),
+        ({"cpu.max": "200000 100000"}, 2),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "1000 100000"}, 1),
+        ({"cpu.max": "nonsense"}, 0),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 0),
+        ({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "400000"}, 0),
+    ],
+)
+def test_the_quota_of_a_container(tmp_path, files, cpus):
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text + "\n")
+    assert _kernels._numeric.cpu_quota(str(tmp_path)) == cpus

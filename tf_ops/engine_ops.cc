@@ -46,7 +46,7 @@ Starts the engine of a weights file, or joins the one that the process already r
 handle: <resource>[], of EngineHandle.
 path: <string>[], weights written by trtllm_bridge/checkpoint.py.
 engine: name of the implementation.
-num_threads: 0: GENRECALL_CPU_THREADS, else the CPUs of the process.
+num_threads: 0: GENRECALL_CPU_THREADS, else the CPUs of the process, at most its container's quota.
 max_queue: waiting requests; more are refused with RESOURCE_EXHAUSTED.
 max_step_rows: rows of a scheduler step.
 prefill_chunk: prompt rows of one request per step at most, while others are live.

@@ -93,7 +93,8 @@ class EngineResource(_FileResource):
     Args:
       path: weights written by `trtllm_bridge.checkpoint.convert`.
       engine: implementation; "cpu" is the one that is built in.
-      num_threads: 0: `GENRECALL_CPU_THREADS`, else the CPUs that the process may use.
+      num_threads: 0: `GENRECALL_CPU_THREADS`, else the CPUs that the process may
+        use, at most its container's quota.
       max_queue: requests that may wait; more are refused with RESOURCE_EXHAUSTED.
       max_step_rows: rows of one scheduler step.
       prefill_chunk: prompt rows of one request per step at most, while others are live.

@@ -200,7 +200,7 @@ Engines of the same weights and options in a process are one. Thread-safe; the G
 
 Args:
   weights_path: model.gguf, as checkpoint.convert writes it.
-  num_threads: 0: GENRECALL_CPU_THREADS, else the CPUs this process may run on.
+  num_threads: 0: GENRECALL_CPU_THREADS, else the CPUs this process may run on, at most its container's quota.
   max_queue: requests that may wait; more are refused with RESOURCE_EXHAUSTED.
   max_step_rows: rows of one step.
   prefill_chunk: rows of one request per step at most, while others of its priority are live.

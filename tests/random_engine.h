@@ -18,6 +18,7 @@ namespace genrecall {
 
 inline void Expect(bool ok, const std::string& what) {
   if (ok) return;
+  std::fflush(stdout);
   std::fprintf(stderr, "FAILED: %s\n", what.c_str());
   std::_Exit(1);
 }

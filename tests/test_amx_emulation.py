@@ -22,6 +22,7 @@ SOURCES = [
     "kernels/attention.cc",
     "kernels/attention_amx.cc",
     "kernels/attention_avx512.cc",
+    "kernels/cpu_quota.cc",
     "kernels/gemm_amx.cc",
     "kernels/gemm_avx512.cc",
     "kernels/gemm.cc",

@@ -24,6 +24,7 @@ MODEL = "recall"
 # The generated shop is small and quickly learned; a real folder gets the time that the 30-minute
 # demo leaves.
 SHOP_MINUTES, DATA_MINUTES = 2.0, 13.0
+OUTCOME_METRICS = ("hr@5", "ndcg@5", "hr@10", "ndcg@10", "hr@50", "ndcg@50")
 SHOP_USERS, SHOP_ITEMS = 2000, 1000
 SERVER_START_S = 120
 LATENCY_REQUESTS = 200
@@ -225,13 +226,12 @@ def show_outcome(console, latency_ms, evaluation, beam_width):
         title="outcome", title_justify="left", title_style="bold", box=None, pad_edge=False
     )
     table.add_column("validation, all items ranked")
-    names = list(next(iter(methods.values())))
-    for name in names:
+    for name in OUTCOME_METRICS:
         table.add_column(name.upper(), justify="right")
     for method, values in methods.items():
         table.add_row(
             method,
-            *(f"{values[name]:.4f}" for name in names),
+            *(f"{values[name]:.4f}" for name in OUTCOME_METRICS),
             style="bold" if method == "genrecall" else "",
         )
     console.print(table)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 
 from genrecall.kernels import prompt_spec
-from genrecall.training import files
 from genrecall.training.dataset import splits
 from genrecall.training.dataset.data_folder import read_data
 from genrecall.training.prompting import build_index, packing, prompts
 from genrecall.training.prompting.samples import SampleMaker, make_maker
 from genrecall.training.semantic_ids import text
 from genrecall.training.semantic_ids.sid_table import SemanticIds
+from genrecall.training.semantic_ids.sid_tokenizer import SidTokenizer
 from genrecall.training.tuning import checkpoint, vocabulary
 from genrecall.training.tuning.alignment import TASKS, Alignment
 
@@ -120,10 +120,10 @@ def _decoder(data, spec, options):
 
 def _codebooks(run_folder, sids):
     path = os.path.join(run_folder, "semantic_ids", "codebooks.npz")
-    arrays = files.read_npz(path)
-    if str(arrays.get("codebook_digest")) != sids.codebook_digest:
+    tokenizer, digest = SidTokenizer.load(path)
+    if digest != sids.codebook_digest:
         raise ValueError(f"{path}: not the codebooks of semantic_ids.npz beside it")
-    return [arrays[f"codebook_{level}"] for level in range(len(sids.level_sizes))]
+    return tokenizer.codebooks
 
 
 def _weights_digest(folder):

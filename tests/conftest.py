@@ -34,3 +34,14 @@ def exported(tiny, tmp_path_factory):
         engine={"num_threads": 1},
         report=lambda line: None,
     )
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """PyTorch on one thread for a module: models this small only wait for each other's threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -15,12 +15,7 @@ from genrecall.training.tuning.fused_ops import Heads, RmsNorm, SwiGlu
 VOCABULARY = 50
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def decoder(architecture, kv_heads, hidden=32):

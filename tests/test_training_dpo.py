@@ -30,12 +30,7 @@ from genrecall.training.tuning.sft_options import DecoderOptions
 TINY = DecoderOptions(hidden=32, layers=2, heads=2, feed_forward=48)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

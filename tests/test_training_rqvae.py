@@ -16,13 +16,7 @@ from genrecall.training.semantic_ids.sid_tokenizer import SidTokenizer
 SMALL = {"latent": 8, "hidden": (16,), "epochs": 15, "batch": 64, "learning_rate": 5e-3}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small only wait for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def clusters(n=400, seed=0):

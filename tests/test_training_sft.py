@@ -26,13 +26,7 @@ from genrecall.training.tuning.sft_options import DecoderOptions
 TINY = DecoderOptions(64, 2, 2, 0, 192)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small only wait for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

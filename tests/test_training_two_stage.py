@@ -32,12 +32,7 @@ LEVEL_SIZES = (5, 4, 6)
 LEVELS, HIDDEN = len(LEVEL_SIZES), 32
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def base_decoder(tied, rows, seed=0):

@@ -18,6 +18,7 @@ VERBS = {
         "give every item of a data folder a semantic ID",
     ),
     "sft": ("training.tuning.sft", "expand the vocabulary and fine-tune the decoder"),
+    "refit": ("training.tuning.refit", "fine-tune again, on what validation held out too"),
     "ablate": ("training.tuning.ablate", "what each prompt part and each task is worth"),
     "dpo": (
         "training.tuning.dpo",

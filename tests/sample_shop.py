@@ -28,5 +28,5 @@ def make_maker(data, spec, folder, **options):
     index = build_index.build_index(data.items, sids, parsed, SPACE.digest, weight)
     lines = splits.clean_lines(data.events, **splits.clean_options(parsed))
     return SampleMaker(
-        lines, lines.visible("train"), prompt, index, data.profiles, parsed, **options
+        lines, lines.visible("valid"), prompt, index, data.profiles, parsed, **options
     )

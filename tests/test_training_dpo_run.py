@@ -273,7 +273,7 @@ def swap_held_out(shop, target):
     cleaning folds such events into one. Returns the share of users changed.
     """
     lines = splits.clean_lines(read_data(shop).events, actions=0b110)
-    end = lines.begin[:-1] + lines.visible("train") - 1
+    end = lines.begin[:-1] + lines.visible("valid") - 1
     cut = {str(user): lines.time[e] for user, e in zip(lines.user_id, end, strict=True)}
     with open(f"{shop}/events.csv", encoding="utf-8") as f:
         header, *rows = [line.split(",") for line in f.read().splitlines()]

@@ -176,7 +176,7 @@ def test_prompts_are_of_the_training_part_and_ask_for_something_new():
     line = [(i, CLICK, day * n) for n, i in enumerate([1, 2, 1, 3, 2, 4, 5, 6])]
     short = [(7, CLICK, 0), (8, CLICK, day)]
     lines = splits.clean_lines(make_events(line, short), **ACTIONS_OF_LINES)
-    visible = lines.visible("train")
+    visible = lines.visible("valid")
     assert visible.tolist() == [6, 2]
     user, end = preference_contexts.choose_prompts(lines, visible, 99, np.random.default_rng(0))
     # 1 at position 2 and 2 at position 4 repeat; 5 and 6 are held out.
@@ -206,7 +206,7 @@ def test_contexts_know_the_training_part_only():
         ]
     )
     lines = splits.clean_lines(events, **ACTIONS_OF_LINES)
-    visible = lines.visible("train")
+    visible = lines.visible("valid")
     assert lines.items_of(0)[: visible[0]].tolist() == [1, 2, 1, 3, 4]
     proposed = [(np.array([9]), np.array([-1.0], np.float32))]
     shown = preference_contexts.exposures(events)

@@ -1,5 +1,7 @@
 """SASRec: its loss against PyTorch's, what it can learn, and the cache of what was trained."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -122,18 +124,43 @@ def test_a_trained_sasrec_is_read_back_for_the_same_data_and_options_only(tmp_pa
     synth.write_shop(str(tmp_path / "shop"), 30, 25, 0)
     data, run = read_data(str(tmp_path / "shop")), str(tmp_path / "run")
     lines = splits.clean_lines(data.events)
-    assert sasrec_cache.scorers(data, lines, run, "auto", 1, options) == {}
-    trained = sasrec_cache.scorers(data, lines, run, "train", 1, options)["sasrec"]
+    assert sasrec_cache.scorers(data, lines, run, "auto", 1, options=options) == {}
+    trained = sasrec_cache.scorers(data, lines, run, "train", 1, options=options)["sasrec"]
     assert "sasrec epoch 1: loss" in capsys.readouterr().err
-    assert sasrec_cache.scorers(data, lines, run, "off", 1, options) == {}
-    read = sasrec_cache.scorers(data, lines, run, "train", 1, options)["sasrec"]
+    assert sasrec_cache.scorers(data, lines, run, "off", 1, options=options) == {}
+    read = sasrec_cache.scorers(data, lines, run, "train", 1, options=options)["sasrec"]
     assert capsys.readouterr().err == ""
     cases = protocol.cases_of(lines, data.items, "valid", lines.evaluated("valid"))
     assert (read(cases) == trained(cases)).all()
     other = sasrec.SasrecOptions(**{**TINY, "epochs": 2})
-    assert sasrec_cache.scorers(data, lines, run, "auto", 1, other) == {}
+    assert sasrec_cache.scorers(data, lines, run, "auto", 1, options=other) == {}
+    assert sasrec_cache.scorers(data, lines, run, "auto", 1, "test", options=options) == {}
     ads = splits.clean_lines(data.events, domains=1)
-    assert sasrec_cache.scorers(data, ads, run, "auto", 1, options) == {}
+    assert sasrec_cache.scorers(data, ads, run, "auto", 1, options=options) == {}
     (tmp_path / "run" / "sasrec" / "sasrec.npz").write_bytes(b"PK\x03\x04 nothing")
     with pytest.raises(ValueError, match=r"sasrec\.npz: not a readable \.npz file"):
-        sasrec_cache.scorers(data, lines, run, "auto", 1, options)
+        sasrec_cache.scorers(data, lines, run, "auto", 1, options=options)
+
+
+def test_a_refit_makes_the_passes_that_validation_found_on_its_targets_too(tmp_path, monkeypatch):
+    options = sasrec.SasrecOptions(**{**TINY, "epochs": 4})
+    synth.write_shop(str(tmp_path / "shop"), 30, 25, 0)
+    data, run = read_data(str(tmp_path / "shop")), str(tmp_path / "run")
+    lines = splits.clean_lines(data.events)
+    seen, fitted = [], sasrec.refit
+    monkeypatch.setattr(sasrec, "refit", lambda *a: seen.append(a) or fitted(*a))
+    sasrec_cache.scorers(data, lines, run, "train", 1, "test", options)
+    written = json.loads((tmp_path / "run" / "sasrec" / "sasrec.json").read_text())
+    ((sequences, _, epochs, _, _),) = seen
+    assert epochs == len(written["refit_epochs"]) == sasrec.best_epoch(written["epochs"])
+    assert [len(s) for s in sequences] == lines.visible("test").tolist()
+    assert sasrec_cache.scorers(data, lines, run, "auto", 1, "valid", options) == {}
+
+
+def test_a_refit_on_the_same_lines_is_the_fit_it_repeats():
+    rng = np.random.default_rng(0)
+    sequences, options = walks(40, 12, rng), sasrec.SasrecOptions(**{**TINY, "epochs": 3})
+    fit, history = sasrec.fit(sequences, 12, cases_from(walks(9, 12, rng)), options)
+    again, _ = sasrec.refit(sequences, 12, sasrec.best_epoch(history), options)
+    for name, value in fit.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name

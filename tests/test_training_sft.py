@@ -58,7 +58,7 @@ def maker_of(shop, spec, tokenizer, space, folder, **options):
     weight = np.ones(len(data.items), np.float32)
     index = build_index.build_index(data.items, sids, parsed, space.digest, weight)
     return samples.SampleMaker(
-        lines, lines.visible("train"), prompt, index, data.profiles, parsed, **options
+        lines, lines.visible("valid"), prompt, index, data.profiles, parsed, **options
     )
 
 
@@ -76,7 +76,7 @@ def make_lines(*sequences):
 
 def test_splits_hold_out_the_last_two():
     lines = make_lines([1, 2, 3, 4], [5, 6], [7, 8, 9], [1])
-    assert lines.visible("train").tolist() == [2, 2, 1, 1]
+    assert lines.visible("valid").tolist() == [2, 2, 1, 1]
     assert lines.visible("valid").tolist() == [2, 2, 1, 1]
     assert lines.visible("test").tolist() == [3, 2, 2, 1]
     assert lines.evaluated("valid").tolist() == [0, 2]
@@ -205,7 +205,9 @@ def test_checkpoint_folder_is_an_ordinary_one(shop, tmp_path, dtype):
     model, tokenizer, space = decoder(shop, spec)
     parsed = prompt_spec.PromptSpec.from_json(spec)
     for _ in range(2):  # the second replaces the first
-        checkpoint.save_checkpoint(str(tmp_path / "c"), model, tokenizer, space, parsed, dtype)
+        checkpoint.save_checkpoint(
+            str(tmp_path / "c"), model, tokenizer, space, parsed, "test", dtype
+        )
     assert os.listdir(tmp_path) == ["c"]
     again, tokenizer_again = checkpoint.load_decoder(str(tmp_path / "c"))
     assert tokenizer_again.get_vocab() == tokenizer.get_vocab()

@@ -129,7 +129,7 @@ def test_the_export_computes_the_logits_of_the_trained_module(tmp_path, tied, pa
             "behaviors": {"actions": ["click"], "domains": ["ad"]},
         }
     )
-    checkpoint.save_checkpoint(str(tmp_path / "c"), model, tokenizer, space, spec)
+    checkpoint.save_checkpoint(str(tmp_path / "c"), model, tokenizer, space, spec, "valid")
     again, _ = checkpoint.load_decoder(str(tmp_path / "c"))
     tokens = torch.tensor([[1, 2, space.token_ids[0][3], space.token_ids[2][5], base - 1]])
     with torch.inference_mode():

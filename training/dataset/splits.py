@@ -1,5 +1,6 @@
 """Protocol A: a user's last item is the test target, the one before it the validation target, the
-rest is training.
+rest is training. Once validation has chosen, the training part may grow: what it still holds out is
+named by the first split that it does not see ("valid": both; "test"; "none").
 
 Knows no semantic IDs and no model. What a user's *line* is (which events count, in which order) is
 behaviour cleaning's decision, so it is taken from the same C++ that serving runs.
@@ -13,10 +14,10 @@ import numpy as np
 from genrecall import kernels
 from genrecall.training.dataset.data_folder import ACTIONS, DOMAINS
 
-SPLITS = ("train", "valid", "test")
-# Targets held out of the end of a user's line, by split to evaluate: validation may not see the
-# test target.
-_HELD_OUT = {"train": 2, "valid": 2, "test": 1}
+# Targets held out of the end of a user's line, by the first split that may not be seen: validation
+# may not see the test target.
+_HELD_OUT = {"valid": 2, "test": 1, "none": 0}
+HOLD_OUT = tuple(_HELD_OUT)
 _NO_LIMIT = 2**30
 
 
@@ -46,13 +47,16 @@ class Lines:
     def items_of(self, u):
         return self.item[self.begin[u] : self.begin[u + 1]]
 
-    def visible(self, split):
-        """How many events of each user's line may be seen as history when `split` is trained or
-        evaluated, int64 [U].
+    def visible(self, hold_out):
+        """How many events of each user's line come before what is held out, int64 [U]: the history
+        with which a split is evaluated, and all that training may see of it.
+
+        Args:
+          hold_out: of HOLD_OUT.
 
         Lines of fewer than 3 events are training as a whole: they have nothing to hold out.
         """
-        return np.where(self.lengths >= 3, self.lengths - _HELD_OUT[split], self.lengths)
+        return np.where(self.lengths >= 3, self.lengths - _HELD_OUT[hold_out], self.lengths)
 
     def evaluated(self, split):
         """Numbers of the users that have a target in `split` ("valid" or "test"), int64 [<= U]; the
@@ -77,9 +81,9 @@ class Lines:
         """Each event's place in its user's line, from 0, int64 [E]."""
         return np.arange(len(self.item)) - self.begin[:-1][self.owner]
 
-    def seen_events(self, split):
-        """Whether each event may be seen when `split` is trained or evaluated, bool [E]."""
-        return self.position < self.visible(split)[self.owner]
+    def seen_events(self, hold_out):
+        """Whether each event comes before what is held out (see visible), bool [E]."""
+        return self.position < self.visible(hold_out)[self.owner]
 
 
 def clean_options(spec):
@@ -125,13 +129,13 @@ def clean_lines(events, **options):
     return Lines(events.user_id, np.array(begin, np.int64), *columns)
 
 
-def training_sequences(lines):
+def training_sequences(lines, hold_out="valid"):
     """The training part of every line, as item ids: list of int64 arrays."""
-    seen = lines.visible("train")
+    seen = lines.visible(hold_out)
     return [lines.items_of(u)[: seen[u]] for u in range(lines.num_users)]
 
 
-def popularity(lines, items):
+def popularity(lines, items, hold_out="valid"):
     """How often each item occurs in the training part, int64 [N] by row of `items`."""
-    rows = items.rows(lines.item[lines.seen_events("train")])
+    rows = items.rows(lines.item[lines.seen_events(hold_out)])
     return np.bincount(rows, minlength=len(items)).astype(np.int64)

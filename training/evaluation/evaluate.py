@@ -22,7 +22,7 @@ from genrecall import kernels
 from genrecall.kernels import prompt_spec
 from genrecall.training import config, files
 from genrecall.training.config import option
-from genrecall.training.dataset import splits
+from genrecall.training.dataset import splits, training_part
 from genrecall.training.dataset.data_folder import read_data
 from genrecall.training.evaluation import (
     baselines,
@@ -74,7 +74,8 @@ class EvaluateOptions:
 
 
 def load_maker(data, run_folder):
-    """The SampleMaker of a finished run: its prompt, its semantic IDs and the whole catalogue.
+    """The SampleMaker of a finished run: its prompt, its semantic IDs and the whole catalogue, the
+    training part as it was trained on.
 
     Raises:
       FileNotFoundError, ValueError: what is missing or does not fit, by file.
@@ -88,7 +89,7 @@ def load_maker(data, run_folder):
     space = prompt_spec.SidSpace.load(os.path.join(folder, "sid_space.json"))
     spec = prompt_spec.PromptSpec.from_json(os.path.join(folder, "prompt_spec.json"))
     prompt = kernels.Prompt.load(os.path.join(folder, "prompt.gguf"), space.digest)
-    return make_maker(data, sids, spec, prompt)
+    return make_maker(data, sids, spec, prompt, training_part.read(folder))
 
 
 def sample_users(lines, split, number, seed):
@@ -117,12 +118,17 @@ def evaluate(data, run_folder, options):
     Returns:
       (dict, as evaluation_<split>.json: what comparison.compare gives, and what it was taken from;
       list of widths.Point, empty without options.widths).
+
+    Raises:
+      ValueError: the run was trained on the split's targets.
     """
+    checkpoint = os.path.join(run_folder, "checkpoint")
+    hold_out = training_part.read(checkpoint)
+    training_part.check_unseen(hold_out, options.split, checkpoint)
     maker = load_maker(data, run_folder)
     users = sample_users(maker.lines, options.split, options.users, options.seed)
     cases = protocol.cases_of(maker.lines, data.items, options.split, users)
     with tempfile.TemporaryDirectory() as work:
-        checkpoint = os.path.join(run_folder, "checkpoint")
         engine = ranking.open_engine(checkpoint, work, options.dtype)
         if options.split == "test":
             held_out_log.record(run_folder, checkpoint, config.as_dict(options), len(users))
@@ -137,7 +143,9 @@ def evaluate(data, run_folder, options):
         )
     rankings = {MODEL: ranked}
     scorers = baselines.fit_baselines(maker.lines, data.items, options.split)
-    scorers |= sasrec_cache.scorers(data, maker.lines, run_folder, options.sasrec, options.threads)
+    scorers |= sasrec_cache.scorers(
+        data, maker.lines, run_folder, options.sasrec, options.threads, hold_out
+    )
     shown = ranked.top.shape[1]
     for name, scorer in scorers.items():
         rankings[name] = protocol.rank_by_scores(scorer, cases, data.items.ids, shown)
@@ -154,6 +162,7 @@ def evaluate(data, run_folder, options):
         "hot_items_share_of_interactions": catalogue.hot_share,
         "targets_with_ecpm": float(np.isfinite(data.items.ecpm[cases.target]).mean()),
         "seconds": seconds,
+        "hold_out": hold_out,
         "options": config.as_dict(options),
         "data_digest": data.digest,
     }

@@ -7,6 +7,7 @@ that the loss, not the architecture, is what newer models had ahead of it).
 """
 
 import copy
+import itertools
 import time
 from dataclasses import dataclass
 
@@ -158,14 +159,51 @@ def fit(sequences, num_items, valid, options, report=lambda entry: None):
       num_items: N.
       valid: protocol.Cases of the validation split; at most options.valid_users of them are used.
       options: SasrecOptions.
-      report: called with each epoch's dict: epoch, loss, hr@10, ndcg@10, seconds.
+      report: called with each epoch's dict: epoch, loss, seconds, hr@10, ndcg@10.
 
     Returns:
-      (Sasrec at its best epoch, list of the dicts).
+      (Sasrec at its best epoch by NDCG@10, list of the dicts).
 
     Raises:
       ValueError: no user has two events in the training part.
     """
+    chosen = np.random.default_rng(options.seed).permutation(len(valid))[: options.valid_users]
+    valid = valid.take(np.sort(chosen))
+    history, best = [], None
+    for model, entry in _epochs(sequences, num_items, options):
+        entry |= {k: v for k, v in _validate(model, valid).items() if k in ("hr@10", "ndcg@10")}
+        history.append(entry)
+        report(entry)
+        if best is None or entry["ndcg@10"] > best["ndcg@10"]:
+            best, best_state = entry, copy.deepcopy(model.state_dict())
+        elif entry["epoch"] - best["epoch"] >= options.patience:
+            break
+    model.load_state_dict(best_state)
+    return model, history
+
+
+def refit(sequences, num_items, epochs, options, report=lambda entry: None):
+    """Trains SASRec as `fit` does, on lines that hold the validation targets too: `epochs` passes
+    of the same schedule, which validation found.
+
+    Returns:
+      (Sasrec, list of the dicts, as `fit` gives them but for the hit rates).
+    """
+    history = []
+    passes = itertools.islice(_epochs(sequences, num_items, options), epochs)
+    for model, entry in passes:  # noqa: B007 the last is what is returned
+        history.append(entry)
+        report(entry)
+    return model, history
+
+
+def best_epoch(history):
+    """The epoch whose weights `fit` returned, from 1."""
+    return max(history, key=lambda entry: entry["ndcg@10"])["epoch"]
+
+
+def _epochs(sequences, num_items, options):
+    """Yields (model, {"epoch", "loss", "seconds"}) after each pass."""
     pieces = windows(sequences, options.max_events)
     if not pieces:
         raise ValueError("no user has two events in the training part: nothing to learn from")
@@ -182,9 +220,6 @@ def fit(sequences, num_items, valid, options, report=lambda entry: None):
         fused=True,
     )
     lengths = np.array([len(p) for p in pieces])
-    chosen = np.sort(generator.permutation(len(valid))[: options.valid_users])
-    valid = valid.take(chosen)
-    history, best, best_state = [], -1.0, None
     started = time.monotonic()
     for epoch in range(1, options.epochs + 1):
         model.train()
@@ -193,18 +228,8 @@ def fit(sequences, num_items, valid, options, report=lambda entry: None):
         for number, batch in enumerate(batches):
             rate = learning_rate(epoch - 1 + (number + 1) / len(batches), options)
             total += _step(model, optimizer, rate, [pieces[i] for i in batch])
-        total /= (lengths - 1).sum()
-        entry = {"epoch": epoch, "loss": float(total), "seconds": time.monotonic() - started}
-        entry |= {k: v for k, v in _validate(model, valid).items() if k in ("hr@10", "ndcg@10")}
-        history.append(entry)
-        report(entry)
-        if entry["ndcg@10"] > best:
-            best, best_epoch = entry["ndcg@10"], epoch
-            best_state = copy.deepcopy(model.state_dict())
-        elif epoch - best_epoch >= options.patience:
-            break
-    model.load_state_dict(best_state)
-    return model, history
+        loss = float(total / (lengths - 1).sum())
+        yield model, {"epoch": epoch, "loss": loss, "seconds": time.monotonic() - started}
 
 
 def learning_rate(epochs, options):

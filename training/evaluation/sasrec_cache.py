@@ -17,7 +17,7 @@ from genrecall.training.evaluation import protocol, sasrec
 NAME = "sasrec"
 
 
-def scorers(data, lines, run_folder, mode, threads, options=None):
+def scorers(data, lines, run_folder, mode, threads, hold_out="valid", options=None):
     """{"sasrec": scorer}, or {} when it is not wanted or not there.
 
     Args:
@@ -27,35 +27,48 @@ def scorers(data, lines, run_folder, mode, threads, options=None):
       mode: "auto": what was trained on these lines with these options, if it was; "train": trains
         it where it was not; "off".
       threads: of PyTorch.
+      hold_out: what its training part leaves out, of splits.HOLD_OUT: the decoder's beside it.
       options: sasrec.SasrecOptions; None: its defaults.
     """
     options = options or sasrec.SasrecOptions()
     if mode == "off":
         return {}
     folder = os.path.join(run_folder, NAME)
-    model = load(folder, data, lines, options)
+    key = _key(data, lines, hold_out, options)
+    model = load(folder, data, key, options)
     if model is None and mode == "train":
         torch.set_num_threads(threads)
-        model = train(folder, data, lines, options)
+        model = train(folder, data, lines, hold_out, options)
     return {} if model is None else {NAME: sasrec.Scorer(model)}
 
 
-def train(folder, data, lines, options):
-    """Trains SASRec on the training part, writes it and its learning curve, returns it."""
+def train(folder, data, lines, hold_out, options):
+    """Trains SASRec, writes it and its learning curve, returns it. Where validation targets are in
+    the training part, once without them, for the number of epochs, and then with them.
+    """
     console = Console(stderr=True)
-    sequences = [data.items.rows(own) for own in splits.training_sequences(lines)]
-    cases = protocol.cases_of(lines, data.items, "valid", lines.evaluated("valid"))
 
     def report(entry):
-        console.print(
-            f"sasrec epoch {entry['epoch']}: loss {entry['loss']:.3f}, validation HR@10 "
-            f"{entry['hr@10']:.4f}, NDCG@10 {entry['ndcg@10']:.4f}, {entry['seconds']:.0f} s",
-            highlight=False,
-        )
+        parts = [f"loss {entry['loss']:.3f}"]
+        if "hr@10" in entry:
+            parts.append(f"validation HR@10 {entry['hr@10']:.4f}, NDCG@10 {entry['ndcg@10']:.4f}")
+        line = ", ".join([*parts, f"{entry['seconds']:.0f} s"])
+        console.print(f"sasrec epoch {entry['epoch']}: {line}", highlight=False)
 
-    model, history = sasrec.fit(sequences, len(data.items), cases, options, report)
+    def rows(hold_out):
+        return [data.items.rows(own) for own in splits.training_sequences(lines, hold_out)]
+
+    cases = protocol.cases_of(lines, data.items, "valid", lines.evaluated("valid"))
+    model, history = sasrec.fit(rows("valid"), len(data.items), cases, options, report)
+    curves = {"epochs": history}
+    if hold_out != "valid":
+        epochs = sasrec.best_epoch(history)
+        console.print(f"sasrec again, {epochs} epochs on the validation targets too")
+        model, again = sasrec.refit(rows(hold_out), len(data.items), epochs, options, report)
+        curves["refit_epochs"] = again
     weights = {name: t.numpy() for name, t in model.state_dict().items()}
-    files.write_npz(_weights_path(folder), key=np.array(_key(data, lines, options)), **weights)
+    key = np.array(_key(data, lines, hold_out, options))
+    files.write_npz(_weights_path(folder), key=key, **weights)
     files.write_json(
         os.path.join(folder, "sasrec.json"),
         {
@@ -63,14 +76,15 @@ def train(folder, data, lines, options):
             "data_digest": data.digest,
             "parameters": sum(p.numel() for p in model.parameters()),
             "threads": torch.get_num_threads(),
-            "epochs": history,
+            "hold_out": hold_out,
+            **curves,
         },
     )
     return model
 
 
-def load(folder, data, lines, options):
-    """The Sasrec in `folder`, or None when there is none for this data and these options.
+def load(folder, data, key, options):
+    """The Sasrec in `folder`, or None when there is none of this key.
 
     Raises:
       ValueError: a damaged file.
@@ -78,7 +92,7 @@ def load(folder, data, lines, options):
     if not os.path.exists(_weights_path(folder)):
         return None
     arrays = files.read_npz(_weights_path(folder))
-    if str(arrays.pop("key", "")) != _key(data, lines, options):
+    if str(arrays.pop("key", "")) != key:
         return None
     model = sasrec.Sasrec(len(data.items), options)
     model.load_state_dict({name: torch.from_numpy(a) for name, a in arrays.items()})
@@ -89,9 +103,11 @@ def _weights_path(folder):
     return os.path.join(folder, "sasrec.npz")
 
 
-def _key(data, lines, options):
-    """What a trained SASRec depends on: the data, how its lines were cleaned, the options."""
-    digest = hashlib.sha256(data.digest.encode())
+def _key(data, lines, hold_out, options):
+    """What a trained SASRec depends on: the data, how its lines were cleaned, what the training
+    part leaves out, the options.
+    """
+    digest = hashlib.sha256(f"{data.digest} {hold_out}".encode())
     for column in (lines.begin, lines.item):
         digest.update(np.ascontiguousarray(column).tobytes())
     digest.update(json.dumps(config.as_dict(options), sort_keys=True).encode())

@@ -8,7 +8,7 @@ import numpy as np
 
 from genrecall import kernels
 from genrecall.kernels import prompt_spec
-from genrecall.training.dataset import splits
+from genrecall.training.dataset import splits, training_part
 from genrecall.training.dataset.data_folder import read_data
 from genrecall.training.prompting import prompts
 from genrecall.training.semantic_ids.sid_table import SemanticIds
@@ -42,15 +42,16 @@ def item_codes(items, sids):
     return sids.codes[[row_of[int(i)] for i in items.ids]]
 
 
-def item_weights(data, kind):
+def item_weights(data, kind, hold_out="valid"):
     """What orders items of equal standing, float32 [N]: "popularity" = occurrences in the training
-    part; "ecpm", where items without one get the mean.
+    part, less what it holds out (of splits.HOLD_OUT); "ecpm", where items without one get the mean.
 
     Raises:
       ValueError: an unknown kind; "ecpm" for a folder whose items have none.
     """
     if kind == "popularity":
-        return splits.popularity(splits.clean_lines(data.events), data.items).astype(np.float32)
+        lines = splits.clean_lines(data.events)
+        return splits.popularity(lines, data.items, hold_out).astype(np.float32)
     if kind != "ecpm":
         raise ValueError(f"weight = {kind!r}: expected one of {', '.join(WEIGHTS)}")
     known = np.isfinite(data.items.ecpm)
@@ -92,7 +93,8 @@ def main(args):
             f"{space.codebook_digest[:12]}, which {args.checkpoint} was trained on"
         )
     spec = prompt_spec.PromptSpec.from_json(os.path.join(args.checkpoint, "prompt_spec.json"))
-    index = build_index(data.items, sids, spec, space.digest, item_weights(data, args.weight))
+    weight = item_weights(data, args.weight, training_part.read(args.checkpoint))
+    index = build_index(data.items, sids, spec, space.digest, weight)
     os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
     index.save(args.output)
     size_mb = os.path.getsize(args.output) / 1e6

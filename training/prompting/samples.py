@@ -26,19 +26,20 @@ def row_blocks(widths, cells=1 << 20):
         yield slice(first, len(widths))
 
 
-def make_maker(data, sids, spec, prompt, **options):
+def make_maker(data, sids, spec, prompt, hold_out="valid", **options):
     """The SampleMaker of a data folder's training part, its index with the whole catalogue.
 
     Args:
       data: data_folder.DataSet.
       sids: tokenize.SemanticIds that have every item.
       spec: PromptSpec; prompt: kernels.Prompt, compiled from it.
+      hold_out: what the training part leaves out, of splits.HOLD_OUT.
       **options: history_loss, responses, see SampleMaker.
     """
     lines = splits.clean_lines(data.events, **splits.clean_options(spec))
-    weight = splits.popularity(lines, data.items).astype(np.float32)
+    weight = splits.popularity(lines, data.items, hold_out).astype(np.float32)
     index = build_index.build_index(data.items, sids, spec, prompt.sid_space_digest, weight)
-    visible = lines.visible("train")
+    visible = lines.visible(hold_out)
     return SampleMaker(lines, visible, prompt, index, data.profiles, spec, **options)
 
 

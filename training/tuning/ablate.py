@@ -55,6 +55,10 @@ class AblateOptions:
                 f"prompt_spec = {self.sft.prompt_spec!r}: ablate leaves out parts of the default "
                 "prompt, and needs its options instead"
             )
+        if self.sft.hold_out != "valid":
+            raise ValueError(
+                f"hold_out = {self.sft.hold_out!r}: expected 'valid': ablate ranks validation users"
+            )
 
 
 def variants(data, options):

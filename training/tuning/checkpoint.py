@@ -2,8 +2,8 @@
 training loop.
 
 A checkpoint folder is an ordinary Hugging Face one (config.json, model.safetensors, tokenizer.json)
-with three files more: sid_space.json, prompt_spec.json, and prompt.gguf, the spec compiled for
-serving.
+with four files more: sid_space.json, prompt_spec.json, prompt.gguf (the spec compiled for serving),
+and training_part.json (which events it was trained on).
 """
 
 import os
@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 from genrecall.kernels import prompt_spec
 from genrecall.kernels.json_fields import read_json
 from genrecall.training import files
+from genrecall.training.dataset import training_part
 from genrecall.training.tuning import sid_tables
 from genrecall.trtllm_bridge import checkpoint as converter
 
@@ -86,7 +87,7 @@ def tokenize_with(tokenizer):
     return lambda text: tokenizer.encode(text, add_special_tokens=False)
 
 
-def save_checkpoint(folder, model, tokenizer, sid_space, spec, dtype=torch.float32):
+def save_checkpoint(folder, model, tokenizer, sid_space, spec, hold_out, dtype=torch.float32):
     """Writes a whole checkpoint folder beside `folder` and puts it in its place.
 
     Args:
@@ -94,6 +95,7 @@ def save_checkpoint(folder, model, tokenizer, sid_space, spec, dtype=torch.float
       model, tokenizer: with the SID tokens in (vocabulary.expand_vocabulary).
       sid_space: SidSpace.
       spec: PromptSpec.
+      hold_out: what the training part left out, of splits.HOLD_OUT.
       dtype: of the weights in model.safetensors, torch.float32 or torch.bfloat16.
     """
     with files.replacing_folder(folder) as beside:
@@ -110,6 +112,7 @@ def save_checkpoint(folder, model, tokenizer, sid_space, spec, dtype=torch.float
         if model.generation_config is not None:
             model.generation_config.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
+        training_part.write(beside, hold_out)
         sid_space.save(os.path.join(beside, "sid_space.json"))
         files.write_json(os.path.join(beside, "prompt_spec.json"), spec.to_json())
         prompt_spec.compile_prompt(

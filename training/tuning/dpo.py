@@ -25,6 +25,7 @@ from genrecall.training.tuning.dpo_objective import DpoObjective
 from genrecall.training.tuning.dpo_options import DpoOptions
 from genrecall.training.tuning.event_log import EventLog
 from genrecall.training.tuning.next_sid import NextSid
+from genrecall.training.tuning.run import copy_semantic_ids
 from genrecall.training.tuning.training_state import StateFolder
 from genrecall.training.tuning.validation import Validation
 
@@ -134,7 +135,7 @@ def main(args):
     state = StateFolder(os.path.join(output, "state"), identity(run, options))
     if accelerator.is_main_process:
         state.open(args.restart)
-        dpo_run.copy_semantic_ids(args.run, output)
+        copy_semantic_ids(args.run, output)
         extra = run.identity | {"start": os.path.abspath(args.run)}
         manifest.write(output, VERB, options, data=run.data, seed=options.loop.seed, extra=extra)
     accelerator.wait_for_everyone()

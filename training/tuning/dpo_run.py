@@ -3,13 +3,13 @@ reference model says of them, each computed once. Knows no training loop.
 """
 
 import os
-import shutil
 import tempfile
 
 import numpy as np
 
 from genrecall.kernels import prompt_spec
-from genrecall.training import config, files
+from genrecall.training import config
+from genrecall.training.dataset import training_part
 from genrecall.training.dataset.data_folder import read_data
 from genrecall.training.evaluation import evaluate, ranking
 from genrecall.training.tuning import (
@@ -51,13 +51,8 @@ def reopen(data_folder, run_folder, output):
         "checkpoint_digest": dpo_cache.checkpoint_digest(folder),
         "index_checksum": str(maker.index.checksum),
     }
-    return Run(output, data, maker.lines, model, tokenizer, space, spec, maker, identity)
-
-
-def copy_semantic_ids(run_folder, output):
-    source = os.path.join(run_folder, "semantic_ids")
-    with files.replacing_folder(os.path.join(output, "semantic_ids")) as beside:
-        shutil.copytree(source, beside, dirs_exist_ok=True)
+    hold_out = training_part.read(folder)
+    return Run(output, data, maker.lines, model, tokenizer, space, spec, maker, hold_out, identity)
 
 
 def preferences_of(run, run_folder, options, say):

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from genrecall.training import config, files
 from genrecall.training.config import option
+from genrecall.training.dataset import training_part
 from genrecall.training.dataset.data_folder import read_data
 from genrecall.training.evaluation import agreement
 from genrecall.training.evaluation.evaluate import load_maker, sample_users
@@ -81,8 +82,8 @@ def run(data, run_folder, output, options, report=print):
       report: function of a line of text.
 
     Returns:
-      dict: model (the card of the output), options, and, with options.users, accuracy: name of the
-      reference to what agreement.compare gives.
+      dict: model (the card of the output), options, hold_out (of the run's training part), and,
+      with options.users, accuracy: name of the reference to what agreement.compare gives.
     """
     maker = load_maker(data, run_folder)
     folder = os.path.join(run_folder, "checkpoint")
@@ -98,6 +99,7 @@ def run(data, run_folder, output, options, report=print):
         kv_dtype = None if options.kv == "float" else options.kv
         card = quantize.quantize(model, output, options.mode, maxima, options.alpha, kv_dtype)
         result = {"model": card, "options": config.as_dict(options), "data_digest": data.digest}
+        result["hold_out"] = training_part.read(folder)
         if options.users:
             users = sample_users(maker.lines, "valid", options.users, options.seed)
             report(f"measure on {len(users)} users")
@@ -116,12 +118,18 @@ def run(data, run_folder, output, options, report=print):
     return result
 
 
-def accuracy_table(accuracy):
+def accuracy_table(accuracy, hold_out="valid"):
     """A rich table, a comparison "of / against" a row: mean and least share of the beams that
     are kept, how often the best one is, the logits' error as a share of their spread, HR@10.
+
+    Args:
+      accuracy: as `run` gives it.
+      hold_out: what the run's training part left out: the title says it where HR@10 is of targets
+        that were trained on.
     """
     first = next(iter(accuracy.values()))
-    table = Table(title=f"{first['users']} validation users, beam {first['beam_width']}")
+    users = "validation users" if hold_out == "valid" else "validation users (trained on)"
+    table = Table(title=f"{first['users']} {users}, beam {first['beam_width']}")
     table.add_column("", no_wrap=True)
     for column in ("beams kept", "least", "best kept", "logits", "HR@10", "before"):
         table.add_column(column, justify="right")
@@ -159,5 +167,5 @@ def main(args):
     result = run(read_data(args.data), args.run, output, options)
     files.write_json(f"{output}.accuracy.json", result)
     if "accuracy" in result:
-        Console().print(accuracy_table(result["accuracy"]))
+        Console().print(accuracy_table(result["accuracy"], result["hold_out"]))
     print(output)

@@ -4,12 +4,14 @@ objective and no training loop.
 
 import hashlib
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 
 import torch
 
 from genrecall.kernels import prompt_spec
+from genrecall.training import files
 from genrecall.training.dataset import splits
 from genrecall.training.dataset.data_folder import read_data
 from genrecall.training.prompting import build_index, packing, prompts
@@ -25,8 +27,9 @@ from genrecall.training.tuning.alignment import TASKS, Alignment
 class Run:
     """A decoder with its SID tokens in, and all that belongs to it.
 
-    folder: of the run; model: decoder with SID tables; identity: what a resumed run must have in
-    common with the one that was killed (see training_state).
+    folder: of the run; model: decoder with SID tables; hold_out: what the training part leaves out,
+    of splits.HOLD_OUT; identity: what a resumed run must have in common with the one that was
+    killed (see training_state).
     """
 
     folder: str
@@ -37,12 +40,19 @@ class Run:
     space: prompt_spec.SidSpace
     spec: prompt_spec.PromptSpec
     maker: SampleMaker
+    hold_out: str
     identity: dict
 
     def save(self, folder, dtype="float32"):
         """Writes the decoder as it is now as a checkpoint folder."""
         checkpoint.save_checkpoint(
-            folder, self.model, self.tokenizer, self.space, self.spec, getattr(torch, dtype)
+            folder,
+            self.model,
+            self.tokenizer,
+            self.space,
+            self.spec,
+            self.hold_out,
+            getattr(torch, dtype),
         )
 
 
@@ -89,7 +99,7 @@ def prepare(data_folder, run_folder, options):
         path = os.path.join(work, "prompt.gguf")
         prompt = prompt_spec.compile_prompt(spec, tokenize, space, path)
     samples = {"history_loss": options.history_loss, "responses": options.responses}
-    maker = make_maker(data, sids, spec, prompt, **samples)
+    maker = make_maker(data, sids, spec, prompt, options.hold_out, **samples)
     codes = build_index.item_codes(data.items, sids)
     alignment = Alignment(
         data.items, codes, space.token_ids, tokenize, tokenizer.eos_token_id, options.tasks
@@ -102,8 +112,25 @@ def prepare(data_folder, run_folder, options):
         "checkpoint_digest": _weights_digest(options.checkpoint),
     }
     return SftRun(
-        run_folder, data, maker.lines, model, tokenizer, space, spec, maker, identity, alignment
+        run_folder,
+        data,
+        maker.lines,
+        model,
+        tokenizer,
+        space,
+        spec,
+        maker,
+        options.hold_out,
+        identity,
+        alignment,
     )
+
+
+def copy_semantic_ids(run_folder, output):
+    """RUN/semantic_ids to OUTPUT/semantic_ids, whole or not at all."""
+    source = os.path.join(run_folder, "semantic_ids")
+    with files.replacing_folder(os.path.join(output, "semantic_ids")) as beside:
+        shutil.copytree(source, beside, dirs_exist_ok=True)
 
 
 def _decoder(data, spec, options):

@@ -2,7 +2,8 @@
 next item.
 
 Reads a data folder and RUN/semantic_ids; writes
-  RUN/checkpoint/         the best checkpoint by validation HR@10 (see tuning.checkpoint)
+  RUN/checkpoint/         the best checkpoint by validation HR@10, or the last where validation
+                          targets are trained on (see tuning.checkpoint)
   RUN/sft.config.json     options, data digest, seed, versions, machine
   RUN/sft.metrics.json    what each validation measured
   RUN/tensorboard/        logs of the loop
@@ -32,8 +33,8 @@ VERB = "sft"
 class _Hooks:
     """training_loop.Hooks of one stage: ranks, reports, logs, keeps the best checkpoint.
 
-    Entries of the history: stage, epoch, step, fraction, loss, hit rates, score (HR@10; with nobody
-    to rank the negative loss), kept.
+    Entries of the history: stage, epoch, passes, step, fraction, loss, hit rates, score (HR@10;
+    with nobody to rank 0, so that the last is the best), kept.
     """
 
     def __init__(self, run, options, stage, report, earlier):
@@ -48,9 +49,9 @@ class _Hooks:
 
     def validate(self, progress):
         entry = {"stage": self.stage}
-        entry |= {n: getattr(progress, n) for n in ("epoch", "step", "fraction", "loss")}
-        entry |= self.validation()
-        entry["score"] = entry.get("hr@10", -progress.loss)
+        figures = ("epoch", "passes", "step", "fraction", "loss")
+        entry |= {n: getattr(progress, n) for n in figures} | self.validation()
+        entry["score"] = entry.get("hr@10", 0.0)
         before = [e["score"] for e in (*self.earlier, *progress.history)]
         entry["kept"] = all(entry["score"] >= score for score in before)
         if entry["kept"]:
@@ -159,7 +160,7 @@ def run_sft(data_folder, run_folder, options, restart=False):
         history = fine_tune(run, options, report, state)
     if not accelerator.is_main_process:
         return None
-    best = max(history, key=lambda entry: (entry["score"], entry["step"]))
+    best = max(history, key=lambda entry: (entry["score"], entry["stage"], entry["step"]))
     manifest.finish(
         run_folder, VERB, {"valid_users": options.valid_users, "best": best, "validations": history}
     )

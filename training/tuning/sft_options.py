@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from genrecall.training import config
 from genrecall.training.config import nested, option
+from genrecall.training.dataset.splits import HOLD_OUT
 from genrecall.training.prompting.prompts import PromptOptions
 from genrecall.training.tuning.alignment import TASKS, check_tasks
 from genrecall.training.tuning.loop_options import LoopOptions
@@ -80,6 +81,12 @@ class SftOptions:
     history_loss: bool = option(True, "learn every event of a line, not the last alone")
     dropout: float = option(0.2, "on embeddings, attention and MLP outputs", low=0, below=1)
     label_smoothing: float = option(0.0, "of the cross-entropy", low=0, below=1)
+    hold_out: str = option(
+        "valid",
+        "the first split that training may not see; beyond valid nothing is validated and the last "
+        "weights are kept",
+        choices=HOLD_OUT,
+    )
     valid_users: int = option(1000, "users ranked at each validation", low=0)
     dtype: str = option("float32", "of the saved weights", choices=("float32", "bfloat16"))
     threads: int = option(2, "of PyTorch, in each process", low=1)

@@ -90,6 +90,11 @@ class Progress:
     history: list = field(default_factory=list)
 
     @property
+    def passes(self):
+        """How many passes are done, a float."""
+        return self.epoch - 1 + self.batch / self.batches
+
+    @property
     def tokens_per_s(self):
         return self.tokens / self.step_s if self.step_s else 0.0
 
@@ -218,8 +223,9 @@ class _Loop:
         progress.tokens += int(samples.lengths[rows].sum())
         progress.step_s += time.monotonic() - started
         progress.batch += 1
-        epochs = progress.epoch - 1 + progress.batch / progress.batches
-        progress.fraction = self.schedule.fraction(epochs, progress.step, progress.elapsed_s)
+        progress.fraction = self.schedule.fraction(
+            progress.passes, progress.step, progress.elapsed_s
+        )
 
     def _shared(self, sums, counts):
         """Sums and counts over all processes; and the main process' clock, since all must end

@@ -12,7 +12,7 @@ from genrecall.training.evaluation import metrics, ranking
 
 
 class Validation:
-    """Ranks a fixed sample of users' validation targets.
+    """Ranks a fixed sample of users' validation targets; nobody's where they are trained on.
 
     Args:
       run: run.Run.
@@ -22,7 +22,8 @@ class Validation:
 
     def __init__(self, run, users, seed):
         self.run = run
-        evaluated = run.lines.evaluated("valid")
+        held_out = run.hold_out == "valid"
+        evaluated = run.lines.evaluated("valid") if held_out else np.zeros(0, np.int64)
         self.catalogue = metrics.Catalogue.of(
             run.data.items, splits.popularity(run.lines, run.data.items)
         )
@@ -31,7 +32,7 @@ class Validation:
 
     def __call__(self):
         """What the decoder as it is now reaches, as means over users (see metrics.user_values); {}
-        with nobody to rank: no line is long enough.
+        with nobody to rank: no line is long enough, or their targets are trained on.
         """
         if not len(self.users):
             return {}

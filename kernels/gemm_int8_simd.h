@@ -32,22 +32,24 @@ struct Int8Product {
   using Acc = IntVec;
   static constexpr int64_t kDepth = 2048 / int64_t{sizeof(Input)};
 
-  template <int kRows>
-  static inline void Accumulate(const Input* x, int64_t stride, const int8_t* const (&w)[kTileVecs],
-                                int64_t cols, Ahead ahead, IntVec (&acc)[kRows][kTileVecs]) {
+  template <int kRows, Ahead kAhead>
+  static inline void Accumulate(const Input* x, int64_t stride, const WeightTile<int8_t>& w, int64_t cols,
+                                IntVec (&acc)[kRows][kTileVecs]) {
     IntVec b[kTileVecs];
     int64_t k = 0;
     for (; k + kIntStep <= cols; k += kIntStep) {
 #pragma GCC unroll 8
       for (int c = 0; c < kTileVecs; ++c) {
-        b[c] = LoadWeights(w[c] + k);
-        Prefetch(w[c] + ahead.distance + k, ahead.near);
+        b[c] = LoadWeights(w.data + c * w.stride + k);
+        Prefetch<kAhead>(w.next + c * w.stride + k);
       }
       DotSteps<kRows>(x + k, stride, b, acc);
     }
     if (k == cols) return;
     // Weights past the end are 0, whatever the packed activations hold there.
-    for (int c = 0; c < kTileVecs; ++c) b[c] = LoadWeightsPartial(w[c] + k, static_cast<int>(cols - k));
+    for (int c = 0; c < kTileVecs; ++c) {
+      b[c] = LoadWeightsPartial(w.data + c * w.stride + k, static_cast<int>(cols - k));
+    }
     DotSteps<kRows>(x + k, stride, b, acc);
   }
 

@@ -38,22 +38,22 @@ template <typename W>
 struct InOrder : FloatProduct {
   using Weight = W;
 
-  template <int kRows>
-  static inline void Accumulate(const float* x, int64_t stride, const W* const (&w)[kTileVecs], int64_t cols,
-                                Ahead ahead, Vec (&acc)[kRows][kTileVecs]) {
+  template <int kRows, Ahead kAhead>
+  static inline void Accumulate(const float* x, int64_t stride, const WeightTile<W>& w, int64_t cols,
+                                Vec (&acc)[kRows][kTileVecs]) {
     Vec b[kTileVecs];
     int64_t k = 0;
     for (; k + kLanes <= cols; k += kLanes) {
 #pragma GCC unroll 8
       for (int c = 0; c < kTileVecs; ++c) {
-        b[c] = Load(w[c] + k);
-        Prefetch(w[c] + ahead.distance + k, ahead.near);
+        b[c] = Load(w.data + c * w.stride + k);
+        Prefetch<kAhead>(w.next + c * w.stride + k);
       }
       MultiplyAdd<kRows>(x + k, stride, b, acc);
     }
     const int left = static_cast<int>(cols - k);
     if (left == 0) return;
-    for (int c = 0; c < kTileVecs; ++c) b[c] = LoadPartial(w[c] + k, left);
+    for (int c = 0; c < kTileVecs; ++c) b[c] = LoadPartial(w.data + c * w.stride + k, left);
     for (int r = 0; r < kRows; ++r) {
       const Vec a = LoadPartial(x + r * stride + k, left);
       for (int c = 0; c < kTileVecs; ++c) acc[r][c] = Fma(a, b[c], acc[r][c]);
@@ -64,23 +64,25 @@ struct InOrder : FloatProduct {
 struct Bf16Pairs : FloatProduct {
   using Weight = bf16;
 
-  template <int kRows>
-  static inline void Accumulate(const float* x, int64_t stride, const bf16* const (&w)[kTileVecs],
-                                int64_t cols, Ahead ahead, Vec (&acc)[kRows][kTileVecs]) {
+  template <int kRows, Ahead kAhead>
+  static inline void Accumulate(const float* x, int64_t stride, const WeightTile<bf16>& w, int64_t cols,
+                                Vec (&acc)[kRows][kTileVecs]) {
     Vec even[kTileVecs], odd[kTileVecs];
     int64_t k = 0;
     for (; k + 2 * kLanes <= cols; k += 2 * kLanes) {
 #pragma GCC unroll 8
       for (int c = 0; c < kTileVecs; ++c) {
-        LoadPairs(w[c] + k, &even[c], &odd[c]);
-        Prefetch(w[c] + ahead.distance + k, ahead.near);
+        LoadPairs(w.data + c * w.stride + k, &even[c], &odd[c]);
+        Prefetch<kAhead>(w.next + c * w.stride + k);
       }
       MultiplyAdd<kRows>(x + k, stride, even, acc);
       MultiplyAdd<kRows>(x + k + kLanes, stride, odd, acc);
     }
     const int left = static_cast<int>(cols - k);
     if (left == 0) return;
-    for (int c = 0; c < kTileVecs; ++c) LoadPairsPartial(w[c] + k, left, &even[c], &odd[c]);
+    for (int c = 0; c < kTileVecs; ++c) {
+      LoadPairsPartial(w.data + c * w.stride + k, left, &even[c], &odd[c]);
+    }
     MultiplyAdd<kRows>(x + k, stride, even, acc);  // packed activations are 0 past the end
     MultiplyAdd<kRows>(x + k + kLanes, stride, odd, acc);
   }

@@ -4,7 +4,7 @@
 //   Weight, Input, Acc   what weights, packed activations and accumulators are made of
 //   kDepth               numbers of an activation row that stay in the first-level cache, kTileRows rows at a
 //                        time; a multiple of every step
-//   Accumulate<kRows>(x, w, cols, ahead, acc)   acc[r][c] += x[r] . w[c] over `cols` numbers
+//   Accumulate<kRows, kAhead>(x, stride, w, cols, acc)   acc[r][c] += x[r] . w[c] over `cols` numbers
 //   Finish(acc, args, row, sums)   the sums of a row's kTileVecs accumulators, of weight rows `row`.., as
 //   floats
 //
@@ -27,68 +27,90 @@ struct Activations {
   const float* scale = nullptr;
 };
 
-// What is prefetched: from a weight to the one that the next tile reads in its place; near: rows before these
-// have brought it into the second-level cache, and it is wanted in the first.
-struct Ahead {
-  int64_t distance;
-  bool near;
-};
+// What a tile prefetches of the next tile's weights: kNear, what earlier rows have brought into the
+// second-level cache, from there; kFar, into that cache, from memory.
+enum class Ahead { kFar, kNear };
 
-// Up to kTileRows activation rows; warm: other rows have met the same weights before.
-template <typename Input>
-struct RowGroup {
-  const Input* data;
+template <Ahead kAhead>
+inline void Prefetch(const void* p) {
+  if constexpr (kAhead == Ahead::kNear) PrefetchNear(p);
+  if constexpr (kAhead == Ahead::kFar) PrefetchFar(p);
+}
+
+// A tile's kTileVecs rows of weights, `stride` apart; next: what the next tile reads in their place.
+template <typename Weight>
+struct WeightTile {
+  const Weight* data;
+  const Weight* next;
   int64_t stride;
-  bool warm;
 };
 
-// sums[r][c] = x[r] . w[row + c] for kRows rows and c in [0, count); writes up to kTileVecs - 1 more columns.
-// Where rows are long, `depth` < cols keeps the activations in the first-level cache: all columns take one
-// stretch of k, then the next, and accumulators wait in between.
-template <int kRows, typename Product>
-void DotRows(const GemmArgs& args, const RowGroup<typename Product::Input>& x, int64_t row, int64_t depth,
-             int count, float* sums, int sums_stride) {
-  using Weight = typename Product::Weight;
-  using Acc = typename Product::Acc;
-  constexpr int kTile = kRows * kTileVecs;
-  const int64_t cols = args.w.cols;
-  const Weight* w = static_cast<const Weight*>(args.w.data) + row * cols;
-  const Ahead ahead = {kTileVecs * cols, x.warm};
-  Acc* waiting = nullptr;
-  if (depth < cols) {
-    const int64_t tiles = (count + kTileVecs - 1) / kTileVecs;
-    waiting = static_cast<Acc*>(ThreadScratch(ScratchArea::kTask, tiles * kTile * int64_t{sizeof(Acc)}));
+// A tile of kRows activation rows `x` and columns [row, row + tile_cols) over [k, k + cols) of their numbers;
+// `parked` holds its accumulators between stretches of k.
+template <int kRows, Ahead kAhead, typename Product>
+void DotTile(const GemmArgs& args, const typename Product::Input* x, int64_t x_stride, int64_t row,
+             int tile_cols, int64_t k, int64_t cols, typename Product::Acc* parked, float* sums,
+             int sums_stride) {
+  const int64_t all = args.w.cols;
+  const auto* w = static_cast<const typename Product::Weight*>(args.w.data) + row * all + k;
+  // Fewer columns than a tile has: the first again in place of the others, whose sums nobody reads.
+  const int64_t stride = tile_cols == kTileVecs ? all : 0;
+  typename Product::Acc acc[kRows][kTileVecs];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kTileVecs; ++i) {
+      acc[r][i] = k == 0 ? typename Product::Acc{} : parked[r * kTileVecs + i];
+    }
   }
-  for (int64_t k = 0; k < cols; k += depth) {
-    const bool last = k + depth >= cols;
-    for (int c = 0; c < count; c += kTileVecs) {
-      const Weight* rows[kTileVecs];
-      for (int i = 0; i < kTileVecs; ++i) rows[i] = w + (c + i < count ? c + i : c) * cols + k;
-      Acc acc[kRows][kTileVecs];
-      Acc* parked = waiting + int64_t{c} * kRows;
-      for (int r = 0; r < kRows; ++r) {
-        for (int i = 0; i < kTileVecs; ++i) acc[r][i] = k == 0 ? Acc{} : parked[r * kTileVecs + i];
-      }
-      Product::template Accumulate<kRows>(x.data + k, x.stride, rows, last ? cols - k : depth, ahead, acc);
-      for (int r = 0; r < kRows; ++r) {
-        if (last) {
-          Product::Finish(acc[r], args.w, row + c, sums + r * sums_stride + c);
-        } else {
-          for (int i = 0; i < kTileVecs; ++i) parked[r * kTileVecs + i] = acc[r][i];
-        }
-      }
+  Product::template Accumulate<kRows, kAhead>(x + k, x_stride, {w, w + kTileVecs * all, stride}, cols, acc);
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    if (k + cols == all) {
+      Product::Finish(acc[r], args.w, row, sums + r * sums_stride);
+    } else {
+#pragma GCC unroll 8
+      for (int i = 0; i < kTileVecs; ++i) parked[r * kTileVecs + i] = acc[r][i];
     }
   }
 }
 
-template <typename Product>
-void DotRows(const GemmArgs& args, int rows, const RowGroup<typename Product::Input>& x, int64_t row,
+// sums[r][c] = x[r] . w[row + c] for kRows rows and c in [0, count); writes up to kTileVecs - 1 more columns.
+// Where rows are long, `depth` < cols keeps the activations in the first-level cache: all columns take one
+// stretch of k, then the next, and accumulators wait in between.
+template <int kRows, Ahead kAhead, typename Product>
+void DotRows(const GemmArgs& args, const typename Product::Input* x, int64_t x_stride, int64_t row,
+             int64_t depth, int count, float* sums, int sums_stride) {
+  using Acc = typename Product::Acc;
+  constexpr int kTile = kRows * kTileVecs;
+  const int64_t cols = args.w.cols;
+  const int whole = count / kTileVecs * kTileVecs;
+  Acc* waiting = nullptr;
+  if (depth < cols) {
+    const int64_t tiles = whole / kTileVecs + count - whole;
+    waiting = static_cast<Acc*>(ThreadScratch(ScratchArea::kTask, tiles * kTile * int64_t{sizeof(Acc)}));
+  }
+  for (int64_t k = 0; k < cols; k += depth) {
+    const int64_t stretch = k + depth < cols ? depth : cols - k;
+    Acc* parked = waiting;
+    for (int c = 0; c < count; parked += kTile) {
+      const int tile_cols = c < whole ? kTileVecs : 1;
+      DotTile<kRows, kAhead, Product>(args, x, x_stride, row + c, tile_cols, k, stretch, parked, sums + c,
+                                      sums_stride);
+      c += tile_cols;
+    }
+  }
+}
+
+template <Ahead kAhead, typename Product>
+void DotRows(const GemmArgs& args, int rows, const typename Product::Input* x, int64_t x_stride, int64_t row,
              int64_t depth, int count, float* sums, int sums_stride) {
   using Fn =
-      void (*)(const GemmArgs&, const RowGroup<typename Product::Input>&, int64_t, int64_t, int, float*, int);
-  static constexpr Fn kByRows[kTileRows] = {DotRows<1, Product>, DotRows<2, Product>, DotRows<3, Product>,
-                                            DotRows<4, Product>, DotRows<5, Product>, DotRows<6, Product>};
-  kByRows[rows - 1](args, x, row, depth, count, sums, sums_stride);
+      void (*)(const GemmArgs&, const typename Product::Input*, int64_t, int64_t, int64_t, int, float*, int);
+  static constexpr Fn kByRows[kTileRows] = {DotRows<1, kAhead, Product>, DotRows<2, kAhead, Product>,
+                                            DotRows<3, kAhead, Product>, DotRows<4, kAhead, Product>,
+                                            DotRows<5, kAhead, Product>, DotRows<6, kAhead, Product>};
+  kByRows[rows - 1](args, x, x_stride, row, depth, count, sums, sums_stride);
 }
 
 // Columns [first, last) of all rows.
@@ -101,10 +123,11 @@ void ColumnsOf(const GemmArgs& args, Activations<typename Product::Input> x, int
   const int64_t depth = args.n <= kTileRows ? args.w.cols : Product::kDepth;
   for (int64_t r = 0; r < args.n; r += kTileRows) {
     const int rows = static_cast<int>(args.n - r < kTileRows ? args.n - r : kTileRows);
-    const RowGroup<typename Product::Input> group = {x.data + r * x.stride, x.stride, /*warm=*/r > 0};
-    DotRows<Product>(args, rows, group, first, depth, count, sums, kStride);
+    const auto dot = r == 0 ? DotRows<Ahead::kFar, Product> : DotRows<Ahead::kNear, Product>;
+    const auto* group = x.data + r * x.stride;
+    dot(args, rows, group, x.stride, first, depth, count, sums, kStride);
     if (args.epilogue == Epilogue::kSwiGlu) {
-      DotRows<Product>(args, rows, group, args.w.rows / 2 + first, depth, count, up, kStride);
+      dot(args, rows, group, x.stride, args.w.rows / 2 + first, depth, count, up, kStride);
     }
     for (int i = 0; i < rows; ++i) {
       const float scale = x.scale == nullptr ? 1.0f : x.scale[r + i];

@@ -111,12 +111,12 @@ inline Vec WidenInt8(__m128i x) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32
   LoadPairs(copy, even, odd);
 }
 
-[[maybe_unused]] inline void Prefetch(const void* p, bool near) {
-  if (near) {
-    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
-  } else {
-    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
-  }
+// Into the first-level cache, and into the second.
+[[maybe_unused]] inline void PrefetchNear(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+}
+[[maybe_unused]] inline void PrefetchFar(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
 }
 
 [[maybe_unused]] inline void SumTile(const Vec (&v)[kTileVecs], float* sums) {

@@ -109,13 +109,12 @@ inline void Split(__m512i pairs, Vec* even, Vec* odd) {
   Split(_mm512_maskz_loadu_epi16((1u << count) - 1u, p), even, odd);
 }
 
-// Into the second-level cache, where memory can be waited for; near: from there into the first.
-[[maybe_unused]] inline void Prefetch(const void* p, bool near) {
-  if (near) {
-    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
-  } else {
-    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
-  }
+// Into the first-level cache, and into the second.
+[[maybe_unused]] inline void PrefetchNear(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+}
+[[maybe_unused]] inline void PrefetchFar(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
 }
 
 // --- across lanes, each in one fixed order ---

@@ -255,6 +255,8 @@ def train(stations, data_folder, run, minutes, valid_users):
         run,
         "--minutes",
         f"{minutes:g}",
+        "--epochs",  # by the clock alone
+        "1000",
     )
     checkpoint, index = os.path.join(run, "checkpoint"), os.path.join(run, "recall_index.gguf")
     sids = os.path.join(run, "semantic_ids", "semantic_ids.npz")

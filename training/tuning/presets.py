@@ -13,8 +13,9 @@ SFT = {
         "loop": _FROM_SCRATCH,
     },
     "small": {
-        "decoder": {"hidden": 128, "layers": 2, "heads": 4, "feed_forward": 256},
-        "loop": _FROM_SCRATCH,
+        "decoder": {"hidden": 192, "layers": 2, "heads": 6, "feed_forward": 384},
+        "dropout": 0.1,
+        "loop": {**_FROM_SCRATCH, "epochs": 13},
     },
     "base": {
         "decoder": {"hidden": 256, "layers": 4, "heads": 8, "feed_forward": 1024},

@@ -15,7 +15,7 @@ import os
 
 from genrecall.kernels.json_fields import read_json
 from genrecall.training import config, manifest
-from genrecall.training.tuning import sft
+from genrecall.training.tuning import sft, training_loop
 from genrecall.training.tuning.run import copy_semantic_ids
 from genrecall.training.tuning.sft_options import SftOptions
 
@@ -76,7 +76,10 @@ def main(args):
     output = args.output or os.path.join(args.run, "refit")
     if os.path.abspath(output) == os.path.abspath(args.run):
         raise ValueError(f"--output {output}: expected another folder than --run's")
-    copy_semantic_ids(args.run, output)
+    accelerator = training_loop.make_accelerator(options.loop.mixed_precision)
+    if accelerator.is_main_process:
+        copy_semantic_ids(args.run, output)
+    accelerator.wait_for_everyone()
     done = sft.run_sft(args.data, output, options, args.restart)
     if done is not None:
         folder = os.path.join(output, "checkpoint")

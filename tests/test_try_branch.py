@@ -12,8 +12,9 @@ from fault_library import BLOCK, ERROR, HANG, NAN, NONE
 from genrecall import tf_ops
 from genrecall.tf_ops import try_branch
 
-BLOCK_MS = 1500  # long beside DEADLINE_MS, short beside the patience of whoever runs the tests
+BLOCK_MS = 3000  # long beside DEADLINE_MS, short beside the patience of whoever runs the tests
 DEADLINE_MS = 150
+LATE_MS = 1500  # behind its deadline an answer may be on a busy machine; a run that was waited for is later
 STATUS = {NONE: 0, ERROR: 9, BLOCK: 4, NAN: 13, HANG: 4}
 
 
@@ -41,7 +42,7 @@ def check(kind, answer, seconds):
     assert status == STATUS[kind]
     assert items.tolist() == ([5, 6] if kind == NONE else [-1, -1])
     assert scores.tolist() == ([2.0, 4.0] if kind == NONE else [0.0, 0.0])
-    assert seconds < (DEADLINE_MS + 400) / 1e3
+    assert seconds < (DEADLINE_MS + LATE_MS) / 1e3
 
 
 def timed(call, *args, **kwargs):
@@ -120,6 +121,7 @@ def test_blocked_branches_block_nobody_else(saved_model):
         t.join()
     for answer, took in answers:
         check(BLOCK, answer, took)
+    assert min(took for _, took in answers) < (DEADLINE_MS + 400) / 1e3
     check(NONE, *timed(run, NONE, DEADLINE_MS))
     assert time.monotonic() - start < BLOCK_MS / 1e3, "nothing waited for a blocked run"
     _, took = timed(

@@ -14,7 +14,7 @@ from genrecall.tf_ops import try_branch
 
 BLOCK_MS = 3000  # long beside DEADLINE_MS, short beside the patience of whoever runs the tests
 DEADLINE_MS = 150
-LATE_MS = 1500  # behind its deadline an answer may be on a busy machine; a run that was waited for is later
+LATE_MS = 1500  # how late a busy machine may answer; who waits for a blocked run is later still
 STATUS = {NONE: 0, ERROR: 9, BLOCK: 4, NAN: 13, HANG: 4}
 
 

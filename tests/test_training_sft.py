@@ -77,7 +77,6 @@ def make_lines(*sequences):
 def test_splits_hold_out_the_last_two():
     lines = make_lines([1, 2, 3, 4], [5, 6], [7, 8, 9], [1])
     assert lines.visible("valid").tolist() == [2, 2, 1, 1]
-    assert lines.visible("valid").tolist() == [2, 2, 1, 1]
     assert lines.visible("test").tolist() == [3, 2, 2, 1]
     assert lines.evaluated("valid").tolist() == [0, 2]
     assert [s.tolist() for s in splits.training_sequences(lines)] == [[1, 2], [5, 6], [7], [1]]

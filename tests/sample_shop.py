@@ -27,6 +27,4 @@ def make_maker(data, spec, folder, **options):
     weight = np.ones(len(data.items), np.float32)
     index = build_index.build_index(data.items, sids, parsed, SPACE.digest, weight)
     lines = splits.clean_lines(data.events, **splits.clean_options(parsed))
-    return SampleMaker(
-        lines, lines.visible("valid"), prompt, index, data.profiles, parsed, **options
-    )
+    return SampleMaker(lines, "valid", prompt, index, data.profiles, parsed, **options)

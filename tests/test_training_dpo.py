@@ -55,7 +55,7 @@ def shop(tmp_path_factory):
     index = build_index.build_index(
         data.items, made.sids, parsed, space.digest, np.ones(len(data.items), np.float32)
     )
-    maker = samples.SampleMaker(lines, lines.visible("valid"), prompt, index, data.profiles, parsed)
+    maker = samples.SampleMaker(lines, "valid", prompt, index, data.profiles, parsed)
     return maker, space, preferences_of(maker)
 
 

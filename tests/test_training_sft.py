@@ -57,9 +57,7 @@ def maker_of(shop, spec, tokenizer, space, folder, **options):
     lines = splits.clean_lines(data.events)
     weight = np.ones(len(data.items), np.float32)
     index = build_index.build_index(data.items, sids, parsed, space.digest, weight)
-    return samples.SampleMaker(
-        lines, lines.visible("valid"), prompt, index, data.profiles, parsed, **options
-    )
+    return samples.SampleMaker(lines, "valid", prompt, index, data.profiles, parsed, **options)
 
 
 def make_lines(*sequences):

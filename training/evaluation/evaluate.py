@@ -123,9 +123,8 @@ def evaluate(data, run_folder, options):
       ValueError: the run was trained on the split's targets.
     """
     checkpoint = os.path.join(run_folder, "checkpoint")
-    hold_out = training_part.read(checkpoint)
-    training_part.check_unseen(hold_out, options.split, checkpoint)
     maker = load_maker(data, run_folder)
+    training_part.check_unseen(maker.hold_out, options.split, checkpoint)
     users = sample_users(maker.lines, options.split, options.users, options.seed)
     cases = protocol.cases_of(maker.lines, data.items, options.split, users)
     with tempfile.TemporaryDirectory() as work:
@@ -144,7 +143,7 @@ def evaluate(data, run_folder, options):
     rankings = {MODEL: ranked}
     scorers = baselines.fit_baselines(maker.lines, data.items, options.split)
     scorers |= sasrec_cache.scorers(
-        data, maker.lines, run_folder, options.sasrec, options.threads, hold_out
+        data, maker.lines, run_folder, options.sasrec, options.threads, maker.hold_out
     )
     shown = ranked.top.shape[1]
     for name, scorer in scorers.items():
@@ -162,7 +161,7 @@ def evaluate(data, run_folder, options):
         "hot_items_share_of_interactions": catalogue.hot_share,
         "targets_with_ecpm": float(np.isfinite(data.items.ecpm[cases.target]).mean()),
         "seconds": seconds,
-        "hold_out": hold_out,
+        "hold_out": maker.hold_out,
         "options": config.as_dict(options),
         "data_digest": data.digest,
     }

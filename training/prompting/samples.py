@@ -39,8 +39,7 @@ def make_maker(data, sids, spec, prompt, hold_out="valid", **options):
     lines = splits.clean_lines(data.events, **splits.clean_options(spec))
     weight = splits.popularity(lines, data.items, hold_out).astype(np.float32)
     index = build_index.build_index(data.items, sids, spec, prompt.sid_space_digest, weight)
-    visible = lines.visible(hold_out)
-    return SampleMaker(lines, visible, prompt, index, data.profiles, spec, **options)
+    return SampleMaker(lines, hold_out, prompt, index, data.profiles, spec, **options)
 
 
 class SampleMaker:
@@ -48,22 +47,24 @@ class SampleMaker:
 
     Args:
       lines: splits.Lines.
-      visible: int64 [U], events of each line that training may see, targets included.
+      hold_out: what the training part leaves out, of splits.HOLD_OUT.
       prompt: kernels.Prompt.
       index: kernels.RecallIndex that knows every item of the lines.
       profiles: user id -> {feature: value}.
       spec: kernels.prompt_spec.PromptSpec of the prompt.
       history_loss: targets inside the prompt too.
       responses: at most this many events after a prompt are its responses, >= 1.
+
+    `visible`, int64 [U], is how many events of each line training may see, targets included.
     """
 
     def __init__(
-        self, lines, visible, prompt, index, profiles, spec, history_loss=True, responses=1
+        self, lines, hold_out, prompt, index, profiles, spec, history_loss=True, responses=1
     ):
         if responses < 1:
             raise ValueError(f"responses = {responses}: expected >= 1")
-        self.lines, self.visible, self.prompt, self.index = lines, visible, prompt, index
-        self.profiles = profiles
+        self.lines, self.hold_out, self.visible = lines, hold_out, lines.visible(hold_out)
+        self.prompt, self.index, self.profiles = prompt, index, profiles
         self.history_loss, self.responses = history_loss, responses
         self.reach = Reach(spec)
         sizes = [len(ids) for ids in prompt.token_ids]

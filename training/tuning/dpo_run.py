@@ -9,7 +9,6 @@ import numpy as np
 
 from genrecall.kernels import prompt_spec
 from genrecall.training import config
-from genrecall.training.dataset import training_part
 from genrecall.training.dataset.data_folder import read_data
 from genrecall.training.evaluation import evaluate, ranking
 from genrecall.training.tuning import (
@@ -51,8 +50,7 @@ def reopen(data_folder, run_folder, output):
         "checkpoint_digest": dpo_cache.checkpoint_digest(folder),
         "index_checksum": str(maker.index.checksum),
     }
-    hold_out = training_part.read(folder)
-    return Run(output, data, maker.lines, model, tokenizer, space, spec, maker, hold_out, identity)
+    return Run(output, data, maker.lines, model, tokenizer, space, spec, maker, identity)
 
 
 def preferences_of(run, run_folder, options, say):

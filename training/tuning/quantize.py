@@ -17,7 +17,6 @@ from rich.table import Table
 
 from genrecall.training import config, files
 from genrecall.training.config import option
-from genrecall.training.dataset import training_part
 from genrecall.training.dataset.data_folder import read_data
 from genrecall.training.evaluation import agreement
 from genrecall.training.evaluation.evaluate import load_maker, sample_users
@@ -99,7 +98,7 @@ def run(data, run_folder, output, options, report=print):
         kv_dtype = None if options.kv == "float" else options.kv
         card = quantize.quantize(model, output, options.mode, maxima, options.alpha, kv_dtype)
         result = {"model": card, "options": config.as_dict(options), "data_digest": data.digest}
-        result["hold_out"] = training_part.read(folder)
+        result["hold_out"] = maker.hold_out
         if options.users:
             users = sample_users(maker.lines, "valid", options.users, options.seed)
             report(f"measure on {len(users)} users")

@@ -27,9 +27,8 @@ from genrecall.training.tuning.alignment import TASKS, Alignment
 class Run:
     """A decoder with its SID tokens in, and all that belongs to it.
 
-    folder: of the run; model: decoder with SID tables; hold_out: what the training part leaves out,
-    of splits.HOLD_OUT; identity: what a resumed run must have in common with the one that was
-    killed (see training_state).
+    folder: of the run; model: decoder with SID tables; identity: what a resumed run must have in
+    common with the one that was killed (see training_state).
     """
 
     folder: str
@@ -40,7 +39,6 @@ class Run:
     space: prompt_spec.SidSpace
     spec: prompt_spec.PromptSpec
     maker: SampleMaker
-    hold_out: str
     identity: dict
 
     def save(self, folder, dtype="float32"):
@@ -51,7 +49,7 @@ class Run:
             self.tokenizer,
             self.space,
             self.spec,
-            self.hold_out,
+            self.maker.hold_out,
             getattr(torch, dtype),
         )
 
@@ -120,7 +118,6 @@ def prepare(data_folder, run_folder, options):
         space,
         spec,
         maker,
-        options.hold_out,
         identity,
         alignment,
     )

@@ -22,7 +22,7 @@ class Validation:
 
     def __init__(self, run, users, seed):
         self.run = run
-        held_out = run.hold_out == "valid"
+        held_out = run.maker.hold_out == "valid"
         evaluated = run.lines.evaluated("valid") if held_out else np.zeros(0, np.int64)
         self.catalogue = metrics.Catalogue.of(
             run.data.items, splits.popularity(run.lines, run.data.items)

@@ -15,11 +15,12 @@ import os
 
 from genrecall.kernels.json_fields import read_json
 from genrecall.training import config, manifest
+from genrecall.training.dataset import splits
 from genrecall.training.tuning import sft, training_loop
 from genrecall.training.tuning.run import copy_semantic_ids
 from genrecall.training.tuning.sft_options import SftOptions
 
-HOLD_OUT = ("test", "none")
+HOLD_OUT = splits.HOLD_OUT[1:]  # not "valid": there is nothing left to validate
 
 
 def recipe(run_folder, hold_out):

@@ -25,7 +25,7 @@ from genrecall.training.tuning.dpo_objective import DpoObjective
 from genrecall.training.tuning.dpo_options import DpoOptions
 from genrecall.training.tuning.event_log import EventLog
 from genrecall.training.tuning.next_sid import NextSid
-from genrecall.training.tuning.run import copy_semantic_ids
+from genrecall.training.tuning.run import copy_semantic_ids, output_folder
 from genrecall.training.tuning.training_state import StateFolder
 from genrecall.training.tuning.validation import Validation
 
@@ -126,19 +126,16 @@ def configure(parser):
 def main(args):
     options = config.from_args(DpoOptions, args)
     torch.set_num_threads(options.threads)
-    output = args.output or os.path.join(args.run, "dpo")
-    if os.path.abspath(output) == os.path.abspath(args.run):
-        raise ValueError(f"--output {output}: expected another folder than --run's")
+    output = output_folder(args.run, args.output, VERB)
     accelerator = training_loop.make_accelerator(options.loop.mixed_precision)
     run = dpo_run.reopen(args.data, args.run, output)
     preference_pairs.check_kinds(run.data, options.pairs.kinds)
     state = StateFolder(os.path.join(output, "state"), identity(run, options))
     if accelerator.is_main_process:
         state.open(args.restart)
-        copy_semantic_ids(args.run, output)
         extra = run.identity | {"start": os.path.abspath(args.run)}
         manifest.write(output, VERB, options, data=run.data, seed=options.loop.seed, extra=extra)
-    accelerator.wait_for_everyone()
+    copy_semantic_ids(args.run, output, accelerator)  # where the others wait for the state too
     report = progress.Report()
     with report if accelerator.is_main_process else contextlib.nullcontext():
         start, history = optimise(run, args.run, options, accelerator, report, state)

@@ -17,7 +17,7 @@ from genrecall.kernels.json_fields import read_json
 from genrecall.training import config, manifest
 from genrecall.training.dataset import splits
 from genrecall.training.tuning import sft, training_loop
-from genrecall.training.tuning.run import copy_semantic_ids
+from genrecall.training.tuning.run import copy_semantic_ids, output_folder
 from genrecall.training.tuning.sft_options import SftOptions
 
 HOLD_OUT = splits.HOLD_OUT[1:]  # not "valid": there is nothing left to validate
@@ -74,13 +74,9 @@ def main(args):
     options = recipe(args.run, args.hold_out)
     if args.threads is not None:
         options = dataclasses.replace(options, threads=args.threads)
-    output = args.output or os.path.join(args.run, "refit")
-    if os.path.abspath(output) == os.path.abspath(args.run):
-        raise ValueError(f"--output {output}: expected another folder than --run's")
+    output = output_folder(args.run, args.output, "refit")
     accelerator = training_loop.make_accelerator(options.loop.mixed_precision)
-    if accelerator.is_main_process:
-        copy_semantic_ids(args.run, output)
-    accelerator.wait_for_everyone()
+    copy_semantic_ids(args.run, output, accelerator)
     done = sft.run_sft(args.data, output, options, args.restart)
     if done is not None:
         folder = os.path.join(output, "checkpoint")

@@ -123,11 +123,31 @@ def prepare(data_folder, run_folder, options):
     )
 
 
-def copy_semantic_ids(run_folder, output):
-    """RUN/semantic_ids to OUTPUT/semantic_ids, whole or not at all."""
-    source = os.path.join(run_folder, "semantic_ids")
-    with files.replacing_folder(os.path.join(output, "semantic_ids")) as beside:
-        shutil.copytree(source, beside, dirs_exist_ok=True)
+def output_folder(run_folder, output, verb):
+    """The run folder that a verb writes which starts from RUN: --output, or RUN/<verb>.
+
+    Raises:
+      ValueError: it is RUN itself.
+    """
+    output = output or os.path.join(run_folder, verb)
+    if os.path.abspath(output) == os.path.abspath(run_folder):
+        raise ValueError(f"--output {output}: expected another folder than --run's")
+    return output
+
+
+def copy_semantic_ids(run_folder, output, accelerator):
+    """RUN/semantic_ids to OUTPUT/semantic_ids, whole or not at all. The main process copies, the
+    others wait for it.
+
+    Args:
+      run_folder, output: paths.
+      accelerator: accelerate.Accelerator.
+    """
+    if accelerator.is_main_process:
+        source = os.path.join(run_folder, "semantic_ids")
+        with files.replacing_folder(os.path.join(output, "semantic_ids")) as beside:
+            shutil.copytree(source, beside, dirs_exist_ok=True)
+    accelerator.wait_for_everyone()
 
 
 def _decoder(data, spec, options):

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny_run import tokenized
 
 from genrecall import cli
-from genrecall.training.dataset import synth
 from genrecall.training.dataset.data_folder import read_data
 from genrecall.training.evaluation.protocol import MISS
 from genrecall.training.prompting.prompts import PromptOptions
@@ -19,11 +19,7 @@ from genrecall.training.tuning.sft_options import SftOptions
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """(shop folder, run folder with semantic IDs)."""
-    path, run = (str(tmp_path_factory.mktemp(n)) for n in ("shop", "run"))
-    synth.write_shop(path, 40, 30, 0)
-    tokenize = "tokenize --levels 2 --codes 8 --dim 8".split()
-    assert cli.main([*tokenize, "--data", path, "--output", run]) == 0
-    return path, run
+    return tokenized(tmp_path_factory, users=40, items=30, levels=2, codes=8)
 
 
 def trial(ranks, tokens=10.0):

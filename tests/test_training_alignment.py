@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from prompt_shop import tokenize
 from sample_shop import SPACE, semantic_ids
+from tiny_run import tokenized
 
 from genrecall import cli
 from genrecall.training import config
@@ -198,11 +199,7 @@ def test_errors_name_the_task(items):
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     """(data folder, run folder with semantic IDs)."""
-    shop, run = (str(tmp_path_factory.mktemp(n)) for n in ("shop", "run"))
-    synth.write_shop(shop, 30, 40, 0)
-    options = "--levels 3 --codes 4 --dim 8".split()
-    assert cli.main(["tokenize", "--data", shop, "--output", run, *options]) == 0
-    return shop, run
+    return tokenized(tmp_path_factory, users=30, items=40)
 
 
 def test_sft_mixes_tasks_in(run_folder):

@@ -13,8 +13,7 @@ import time
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-
-from genrecall import cli
+from tiny_run import tokenized
 
 pytestmark = pytest.mark.slow
 MODULE = "genrecall.cli"
@@ -23,11 +22,7 @@ MODULE = "genrecall.cli"
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """(data folder, run folder with semantic IDs)."""
-    data, run = (str(tmp_path_factory.mktemp(name)) for name in ("data", "run"))
-    assert cli.main(["synth", "--output", data, "--users", "80", "--items", "60"]) == 0
-    tokenize = "tokenize --levels 3 --codes 8 --dim 8".split()
-    assert cli.main([*tokenize, "--data", data, "--output", run]) == 0
-    return data, run
+    return tokenized(tmp_path_factory, users=80, items=60, codes=8)
 
 
 def run_folder(shop, path):

@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from tiny_run import fine_tuned
 
 from genrecall import cli
 from genrecall.training import files
@@ -26,13 +27,7 @@ DPO = f"{DPO} --warmup_steps 2 --max_hr_loss 1".split()
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
     """(shop, run) of a tiny shop after tokenize and a little sft."""
-    shop, run = str(tmp_path_factory.mktemp("shop")), str(tmp_path_factory.mktemp("run"))
-    assert cli.main(["synth", "--output", shop, "--users", "80", "--items", "60"]) == 0
-    tokenize = "tokenize --levels 3 --codes 4 --dim 8".split()
-    assert cli.main([*tokenize, "--data", shop, "--output", run]) == 0
-    sft = "sft --preset tiny --epochs 2 --validations 1 --valid_users 20 --threads 1".split()
-    assert cli.main([*sft, "--data", shop, "--run", run]) == 0
-    return shop, run
+    return fine_tuned(tmp_path_factory, users=80, items=60)
 
 
 @pytest.fixture(scope="module")

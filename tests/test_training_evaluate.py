@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tiny_run import fine_tuned
 
 from genrecall import cli, kernels
 from genrecall.kernels import prompt_spec
@@ -44,13 +45,7 @@ def run(tmp_path_factory):
     """(shop folder, run folder) of a tiny shop after tokenize and a few steps of sft, by the
     commands.
     """
-    shop, folder = str(tmp_path_factory.mktemp("shop")), str(tmp_path_factory.mktemp("run"))
-    assert cli.main(["synth", "--output", shop, "--users", "50", "--items", "40"]) == 0
-    tokenize = "tokenize --levels 3 --codes 4 --dim 8".split()
-    assert cli.main([*tokenize, "--data", shop, "--output", folder]) == 0
-    sft = "sft --preset tiny --epochs 2 --validations 1 --valid_users 20 --threads 1".split()
-    assert cli.main([*sft, "--data", shop, "--run", folder]) == 0
-    return shop, folder
+    return fine_tuned(tmp_path_factory)
 
 
 def test_the_engine_ranks_as_brute_force_does(run):

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from tiny_run import fine_tuned
 
 from genrecall import cli
-from genrecall.training.dataset import synth
 from genrecall.training.dataset.data_folder import read_data
 from genrecall.training.prompting import prompts, report
 
@@ -14,13 +14,7 @@ from genrecall.training.prompting import prompts, report
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """(data folder, run folder)."""
-    shop, folder = (str(tmp_path_factory.mktemp(n)) for n in ("shop", "run"))
-    synth.write_shop(shop, 30, 40, 0)
-    tokenize = "tokenize --levels 3 --codes 4 --dim 8".split()
-    assert cli.main([*tokenize, "--data", shop, "--output", folder]) == 0
-    sft = "sft --preset tiny --epochs 1 --validations 1 --valid_users 5 --threads 1".split()
-    assert cli.main([*sft, "--data", shop, "--run", folder]) == 0
-    return shop, folder
+    return fine_tuned(tmp_path_factory, users=30, epochs=1, valid_users=5)
 
 
 def test_figures_are_those_of_the_prompts(run):

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from tiny_run import fine_tuned
 
 from genrecall import cli, kernels
 from genrecall.training.dataset.data_folder import read_data
@@ -18,13 +19,7 @@ from genrecall.trtllm_bridge import Engine, quantize
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """(shop folder, run folder) of a tiny shop after tokenize and a few steps of sft."""
-    shop, folder = str(tmp_path_factory.mktemp("shop")), str(tmp_path_factory.mktemp("run"))
-    assert cli.main(["synth", "--output", shop, "--users", "50", "--items", "40"]) == 0
-    tokenize = "tokenize --levels 3 --codes 4 --dim 8".split()
-    assert cli.main([*tokenize, "--data", shop, "--output", folder]) == 0
-    sft = "sft --preset tiny --epochs 2 --validations 1 --valid_users 20 --threads 1".split()
-    assert cli.main([*sft, "--data", shop, "--run", folder]) == 0
-    return shop, folder
+    return fine_tuned(tmp_path_factory)
 
 
 @pytest.mark.parametrize("mode,kv", [("w8", "float"), ("w8a8", "float"), ("w8a8", "int8")])

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from tiny_run import fine_tuned
 
 from genrecall import cli, kernels
 from genrecall.kernels import prompt_spec
@@ -21,13 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """(data folder, run folder after tokenize and two validated passes of sft)."""
-    data, folder = str(tmp_path_factory.mktemp("shop")), str(tmp_path_factory.mktemp("run"))
-    assert cli.main(["synth", "--output", data, "--users", "50", "--items", "40"]) == 0
-    tokenize = "tokenize --levels 3 --codes 4 --dim 8".split()
-    assert cli.main([*tokenize, "--data", data, "--output", folder]) == 0
-    sft = "sft --preset tiny --epochs 2 --validations 2 --valid_users 20 --threads 1".split()
-    assert cli.main([*sft, "--data", data, "--run", folder]) == 0
-    return data, folder
+    return fine_tuned(tmp_path_factory, validations=2)
 
 
 @pytest.fixture(scope="module")

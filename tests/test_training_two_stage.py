@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tiny_run import tokenized
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from genrecall import cli
@@ -184,11 +185,7 @@ def test_reopening_wants_ids_in_a_row():
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """(data folder, run folder with semantic IDs)."""
-    data, run = (str(tmp_path_factory.mktemp(name)) for name in ("data", "run"))
-    assert cli.main(["synth", "--output", data, "--users", "40", "--items", "40"]) == 0
-    tokenize = "tokenize --levels 3 --codes 4 --dim 8".split()
-    assert cli.main([*tokenize, "--data", data, "--output", run]) == 0
-    return data, run
+    return tokenized(tmp_path_factory, users=40, items=40)
 
 
 def run_folder(shop, path):

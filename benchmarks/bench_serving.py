@@ -17,6 +17,7 @@ import time
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from throughput import Latencies
 
 WARM_UP_REQUESTS = 3
 
@@ -104,14 +105,9 @@ def measure(predict, requests, concurrency, seconds):
     for thread in threads:
         thread.join()
     wall = time.perf_counter() - begin
-    ms = 1e3 * np.concatenate(latencies)
-    if not len(ms):
-        ms = np.array([np.nan])
-    p50, p90, p99 = np.percentile(ms, [50, 90, 99])
-    answered = sum(map(len, latencies))
-    return Result(
-        concurrency, answered, sum(failures), answered / wall, p50, p90, p99, float(ms.max())
-    )
+    found = Latencies(1e3 * np.concatenate(latencies), sum(failures), wall)
+    latency_ms = found.percentiles(50, 90, 99, 100)
+    return Result(concurrency, len(found.ms), found.failed, found.per_second, *latency_ms)
 
 
 def parse_args():

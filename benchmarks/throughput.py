@@ -20,10 +20,17 @@ class Latencies:
     failed: int
     seconds: float
 
+    @property
+    def per_second(self):
+        return len(self.ms) / self.seconds
+
+    def percentiles(self, *ranks):
+        """One number for each of `ranks`, 0..100: NaN where nothing was answered."""
+        return np.percentile(self.ms, ranks) if len(self.ms) else np.full(len(ranks), np.nan)
+
     def row(self):
-        p50, p99 = np.percentile(self.ms, [50, 99]) if len(self.ms) else (np.nan, np.nan)
-        per_second = len(self.ms) / self.seconds
-        return {"per_second": per_second, "p50_ms": p50, "p99_ms": p99, "failed": self.failed}
+        p50, p99 = self.percentiles(50, 99)
+        return {"per_second": self.per_second, "p50_ms": p50, "p99_ms": p99, "failed": self.failed}
 
 
 def closed_loop(engine, index, prompts, width, clients, seconds):
@@ -92,6 +99,6 @@ def highest_rate(engine, index, prompts, width, limit_ms, capacity, seconds):
     for _ in range(5):
         middle = (low + high) / 2
         found = open_loop(engine, index, prompts, width, middle * capacity, seconds)
-        held = not found.failed and len(found.ms) and np.percentile(found.ms, 99) <= limit_ms
+        held = not found.failed and found.percentiles(99)[0] <= limit_ms
         low, high = (middle, high) if held else (low, middle)
     return low * capacity

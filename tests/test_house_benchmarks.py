@@ -17,7 +17,7 @@ def modules(monkeypatch):
 
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.syspath_prepend(str(BENCHMARKS / "runners"))
-    names = ("bench", "floor", "machine", "report", "workload", "torch_loop", "throughput")
+    names = "bench bench_serving floor machine report workload torch_loop throughput".split()
     yield {name: importlib.import_module(name) for name in names}
     for name in list(sys.modules):  # their names are too plain to stay
         if str(BENCHMARKS) in str(getattr(sys.modules[name], "__file__", "")):
@@ -140,3 +140,36 @@ def test_open_loop_counts_refusals_and_waits(modules):
     found = modules["throughput"].open_loop(Engine(), None, [0], 5, rate=100, seconds=0.5)
     assert found.failed == 25 and len(found.ms) == 25
     assert np.all(found.ms >= 20)
+
+
+def test_latencies_are_percentiles_of_what_was_answered(modules):
+    latencies = modules["throughput"].Latencies
+    found = latencies(np.arange(101.0)[::-1], 3, 2.0)
+    assert found.row() == {"per_second": 50.5, "p50_ms": 50, "p99_ms": 99, "failed": 3}
+    assert found.percentiles(0, 90, 100).tolist() == [0, 90, 100]
+    assert np.isnan(latencies(np.zeros(0), 3, 2.0).percentiles(50, 99)).all()
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_clients_of_a_server_count_what_failed(modules, answers, capsys):
+    """Whatever is answered takes a millisecond; every second request fails, or every one."""
+    import time
+
+    import grpc
+
+    from genrecall.serving.errors import ServingError
+
+    def predict(request):
+        time.sleep(1e-3)
+        if request or not answers:
+            raise ServingError(grpc.StatusCode.UNAVAILABLE, "busy")
+
+    found = modules["bench_serving"].measure(predict, [0, 1], concurrency=2, seconds=0.2)
+    assert found.concurrency == 2 and found.failed > 0 and (found.answered > 0) == answers
+    assert capsys.readouterr().err.startswith("UNAVAILABLE: busy")
+    if answers:
+        assert 1 <= found.p50_ms <= found.p90_ms <= found.p99_ms <= found.max_ms
+        assert found.per_second > 0
+    else:
+        assert np.isnan([found.p50_ms, found.p90_ms, found.p99_ms, found.max_ms]).all()
+        assert found.per_second == 0

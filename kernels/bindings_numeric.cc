@@ -10,6 +10,7 @@
 #include "kernels/bindings.h"
 #include "kernels/cpu_isa.h"
 #include "kernels/cpu_quota.h"
+#include "kernels/int8_panels.h"
 #include "kernels/kv_vector.h"
 #include "kernels/quantize.h"
 #include "kernels/transformer_ops.h"
@@ -91,23 +92,35 @@ Epilogue ParseEpilogue(const std::string& name) {
   throw py::value_error("epilogue = '" + name + "': expected store|accumulate|swiglu");
 }
 
-// int8 weights [rows, k] and their scales [rows].
+// int8 weights [rows, k] and their scales [rows]; with quantize_inputs in panels (int8_panels.h) of `parts`
+// parts.
 class Int8Weights {
  public:
-  Int8Weights(const Array<int8_t>& w, const Array<float>& scale, bool quantize_inputs)
-      : data_(w.data(), w.data() + w.size()), scale_(scale.data(), scale.data() + scale.size()) {
+  Int8Weights(const Array<int8_t>& w, const Array<float>& scale, bool quantize_inputs, int parts)
+      : scale_(scale.data(), scale.data() + scale.size()) {
     Require(w.ndim() == 2 && scale.size() == w.shape(0), "w, scale: expected [rows, k] and [rows]");
-    matrix_ = {DType::kI8, data_.data(), w.shape(0), w.shape(1), scale_.data()};
-    if (!quantize_inputs) return;
-    row_sum_.resize(scale_.size());
-    SumInt8Rows(data_.data(), matrix_.rows, matrix_.cols, row_sum_.data());
+    Require((parts == 1 || parts == 2) && w.shape(0) % parts == 0,
+            "parts: expected 1, or 2 for an even number of rows");
+    matrix_ = {DType::kI8, nullptr, w.shape(0), w.shape(1), scale_.data()};
+    const int64_t bytes =
+        quantize_inputs ? parts * Int8PartBytes(matrix_.rows, matrix_.cols, parts) : int64_t{w.size()};
+    data_.reset(static_cast<int8_t*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
+    matrix_.data = data_.get();
+    if (!quantize_inputs) {
+      std::copy(w.data(), w.data() + w.size(), data_.get());
+      return;
+    }
+    std::vector<const int8_t*> rows;
+    for (int64_t o = 0; o < matrix_.rows; ++o) rows.push_back(w.data() + o * matrix_.cols);
+    row_sum_.resize(rows.size());
+    PackInt8Panels(rows, matrix_.cols, parts, data_.get(), row_sum_.data());
     matrix_.row_sum = row_sum_.data();
+    matrix_.parts = parts;
   }
-  Int8Weights(const Int8Weights&) = delete;
   const WeightMatrix& matrix() const { return matrix_; }
 
  private:
-  std::vector<int8_t> data_;
+  std::unique_ptr<int8_t, Free> data_;
   std::vector<float> scale_;
   std::vector<int32_t> row_sum_;
   WeightMatrix matrix_;
@@ -128,6 +141,8 @@ py::object Gemm(const std::string& isa, const Tensor& x, const WeightMatrix& w,
   Require(!bias || bias->size() == w.rows, "bias: expected [rows]");
   if (bias) args.bias = bias->data();
   args.epilogue = ParseEpilogue(epilogue);
+  Require(w.row_sum == nullptr || w.parts == (args.epilogue == Epilogue::kSwiGlu ? 2 : 1),
+          "w: expected int8 weights in 2 parts for swiglu, else in 1");
   if (args.epilogue == Epilogue::kSwiGlu) {
     Tensor out(x.dtype(), {x.dim(0), w.rows / 2});
     args.y_t = out.data();
@@ -339,8 +354,8 @@ void BindNumeric(py::module_& parent) {
 
   const auto no_pool = py::arg("pool").none(true) = static_cast<ThreadPool*>(nullptr);
   py::class_<Int8Weights>(m, "Int8Weights")
-      .def(py::init<const Array<int8_t>&, const Array<float>&, bool>(), py::arg("w"), py::arg("scale"),
-           py::arg("quantize_inputs"));
+      .def(py::init<const Array<int8_t>&, const Array<float>&, bool, int>(), py::arg("w"), py::arg("scale"),
+           py::arg("quantize_inputs"), py::arg("parts") = 1);
   const auto def_gemm = [&](auto function) {
     m.def("gemm", function, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias") = py::none(),
           py::arg("epilogue") = "store", py::arg("y") = py::none(), no_pool);

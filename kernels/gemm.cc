@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kernels/int8_panels.h"
 #include "kernels/quantize.h"
 #include "kernels/scalar_math.h"
 #include "kernels/scratch.h"
@@ -115,13 +116,14 @@ void Int8Pack(const GemmArgs& args, int64_t first, int64_t last, void* packed) {
 }
 
 void Int8Columns(const GemmArgs& args, const void* packed, int64_t first, int64_t last) {
-  const int64_t cols = args.w.cols;
+  const int64_t cols = args.w.cols, part_rows = args.w.rows / args.w.parts;
   const float* scale = static_cast<const float*>(packed);
   const int8_t* rows = reinterpret_cast<const int8_t*>(scale + args.n);
   ApplyEpilogue(args, first, last, [&](int64_t r, int64_t o) {
-    const int8_t* w = static_cast<const int8_t*>(args.w.data) + o * cols;
+    const int64_t in_part = o % part_rows, lane = in_part % kPanelOutputs;
+    const int8_t* panel = Int8Panel(args.w, static_cast<int>(o / part_rows), in_part - lane);
     int32_t sum = 0;
-    for (int64_t k = 0; k < cols; ++k) sum += int32_t{rows[r * cols + k]} * w[k];
+    for (int64_t k = 0; k < cols; ++k) sum += int32_t{rows[r * cols + k]} * panel[Int8PanelOffset(lane, k)];
     return WithBias(args, static_cast<float>(sum) * args.w.scale[o] * scale[r], o);
   });
 }

@@ -1,14 +1,16 @@
 // The gemms on AMX tiles: bf16, int8 weights widened to bf16, and int8 by int8. What has float32 activations
 // and multiplies floats goes to AVX-512.
 //
-// Weights are the tiles' row operand (A), straight from their row-major memory: 16 outputs x 64 bytes of k.
-// Activations are packed once per gemm as the other operand (B): 16 four-byte groups of k x 16 rows. So a
-// tile of results is [outputs, rows], and is transposed when it is stored. Two by two of them share each
-// loaded operand.
+// bf16 weights are the tiles' row operand (A), straight from their row-major memory: 16 outputs x 64 bytes of
+// k. Activations are packed once per gemm as the other operand (B): 16 four-byte groups of k x 16 rows. So a
+// tile of results is [outputs, rows], and is transposed when it is stored. int8 weights lie in panels
+// (int8_panels.h), which are B operands as they are; activations are A, 16 rows x 64 k, and results [rows,
+// outputs]. Two by two results share each loaded operand.
 //
 // Order of accumulation: an output is one chain over k in steps of 64 bytes, whatever tiles surround it.
 #include "kernels/amx_tile.h"
 #include "kernels/gemm.h"
+#include "kernels/int8_panels.h"
 #include "kernels/scratch.h"
 #include "kernels/simd_avx512.h"
 // The vectors first: what follows is written over them.
@@ -25,24 +27,50 @@ constexpr int64_t kPackedStep = kTileDim * kTileDim;  // 32-bit elements of one 
 constexpr int kBlockRows = 2 * kTileDim, kBlockOutputs = 2 * kTileDim;
 constexpr int kSumsStride = kGemmBlock + kBlockOutputs;
 
-// What tiles multiply. kDepth: numbers of k in a step.
+// A row-major matrix of weights, from some row on.
+struct RowMajor {
+  const bf16* data;
+  int64_t rows, cols;
+};
+
+// Panels of weights, from some panel on.
+struct Panels {
+  const int8_t* data;
+  int64_t cols;
+};
+
+// What tiles multiply. kDepth: numbers of k in a step. LoadWeights: of 16 outputs, one step. StoreResult: a
+// tile of results -> sums[r][0..16).
 struct Bf16Tiles {
-  using Weight = bf16;
+  using Weights = RowMajor;
   static constexpr int64_t kDepth = kTileDepth;
-  template <int kC, int kA, int kB>
+
+  template <int kC, int kW, int kX>
   static inline void Dot() {
-    TileDot<kC, kA, kB>();
+    TileDot<kC, kW, kX>();
   }
-  static inline Vec Result(const float* c) { return Load(c); }
+  template <int kTile>
+  static inline void LoadWeights(const RowMajor& w, int64_t output, int64_t step);
+  static inline void StoreResult(const float* c, float* sums);
 };
 struct Int8Tiles {
-  using Weight = int8_t;
+  using Weights = Panels;
   static constexpr int64_t kDepth = kTileBytes;
-  template <int kC, int kA, int kB>
+
+  template <int kC, int kW, int kX>
   static inline void Dot() {
-    TileDotInt8<kC, kA, kB>();
+    TileDotInt8<kC, kX, kW>();
   }
-  static inline Vec Result(const float* c) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(c)); }
+  template <int kTile>
+  static inline void LoadWeights(const Panels& w, int64_t output, int64_t step) {
+    const int64_t panel = output / kPanelOutputs * Int8PanelBytes(w.cols);
+    TileLoad<kTile>(w.data + panel + step * kPackedStep * 4, kTileBytes);
+  }
+  static inline void StoreResult(const float* c, float* sums) {
+    for (int r = 0; r < kTileDim; ++r) {
+      Store(sums + r * kSumsStride, _mm512_cvtepi32_ps(_mm512_loadu_si512(c + r * kTileDim)));
+    }
+  }
 };
 
 template <typename Tiles>
@@ -91,27 +119,19 @@ int64_t Int8PackedBytes(const GemmArgs& args) {
   return PackedRowBytes<Int8Tiles>(args) + args.n * int64_t{sizeof(float)};
 }
 
-// packed: [row blocks, steps, 16 groups of k, 16 rows] four int8, then the rows' scales.
+// packed: [row blocks, steps, 16 rows, 64] int8, then the rows' scales. Rows past the end are left as they
+// are: nobody reads what becomes of them.
 template <typename T>
 void Int8PackOf(const GemmArgs& args, int64_t first, int64_t last, void* packed) {
-  const int64_t cols = args.w.cols, steps = Steps<Int8Tiles>(cols), stride = steps * kTileBytes;
+  const int64_t cols = args.w.cols, steps = Steps<Int8Tiles>(cols), tile = kTileDim * kTileBytes;
   float* scale = reinterpret_cast<float*>(static_cast<char*>(packed) + PackedRowBytes<Int8Tiles>(args));
-  int8_t* rows = static_cast<int8_t*>(ThreadScratch(ScratchArea::kTask, kTileDim * stride));
-  for (int64_t r = first; r < last; r += kTileDim) {
-    const int64_t n = args.n - r < kTileDim ? args.n - r : kTileDim;
-    for (int64_t i = 0; i < n; ++i) {
-      int8_t* to = rows + i * stride;
-      scale[r + i] = QuantizeRow(static_cast<const T*>(args.x) + (r + i) * cols, cols, stride,
-                                 [to](int64_t k, Vec v) { Store(to + k, v); });
-    }
-    float* block = static_cast<float*>(packed) + r / kTileDim * steps * kPackedStep;
-    for (int64_t s = 0; s < steps; ++s) {
-      Vec v[kTileDim];
-      for (int i = 0; i < kTileDim; ++i) {
-        v[i] = i < n ? _mm512_castsi512_ps(_mm512_load_si512(rows + i * stride + s * kTileBytes)) : Zero();
-      }
-      StorePacked(v, block + s * kPackedStep);
-    }
+  for (int64_t r = first; r < last; ++r) {
+    int8_t* to = static_cast<int8_t*>(packed) + r / kTileDim * steps * tile + r % kTileDim * kTileBytes;
+    const T* x = static_cast<const T*>(args.x) + r * cols;
+    const Int8Scale row_scale = RowScale(x, cols);
+    scale[r] = row_scale.scale;
+    QuantizeRow(x, cols, 0, steps * kTileBytes, row_scale,
+                [to, tile](int64_t k, Vec v) { Store(to + k / kTileBytes * tile + k % kTileBytes, v); });
   }
 }
 
@@ -120,27 +140,27 @@ void Int8Pack(const GemmArgs& args, int64_t first, int64_t last, void* packed) {
   pack(args, first, last, packed);
 }
 
-// A row-major matrix of weights as the tiles read it.
-template <typename Weight>
-struct TileWeights {
-  const Weight* data;
-  int64_t rows, cols;
-};
-
-// Loads 16 weight rows x 64 bytes of k; what lies past the matrix is 0.
-template <int kTile, typename Weight>
-inline void LoadWeights(const TileWeights<Weight>& w, int64_t row, int64_t k) {
-  constexpr int64_t kDepth = kTileBytes / int64_t{sizeof(Weight)};
-  const Weight* data = w.data + row * w.cols + k;
-  if (row + kTileDim <= w.rows && k + kDepth <= w.cols) {
-    TileLoad<kTile>(data, w.cols * int64_t{sizeof(Weight)});
+// What lies past the matrix is 0.
+template <int kTile>
+inline void Bf16Tiles::LoadWeights(const RowMajor& w, int64_t output, int64_t step) {
+  const int64_t k = step * kDepth;
+  const bf16* data = w.data + output * w.cols + k;
+  if (output + kTileDim <= w.rows && k + kDepth <= w.cols) {
+    TileLoad<kTile>(data, w.cols * int64_t{sizeof(bf16)});
     return;
   }
-  alignas(64) Weight edge[kTileDim * kDepth] = {};
-  for (int64_t r = 0; r < kTileDim && row + r < w.rows; ++r) {
+  alignas(64) bf16 edge[kTileDim * kDepth] = {};
+  for (int64_t r = 0; r < kTileDim && output + r < w.rows; ++r) {
     for (int64_t i = 0; i < kDepth && k + i < w.cols; ++i) edge[r * kDepth + i] = data[r * w.cols + i];
   }
   TileLoad<kTile>(edge, kTileBytes);
+}
+
+inline void Bf16Tiles::StoreResult(const float* c, float* sums) {
+  Vec v[kTileDim];
+  for (int i = 0; i < kTileDim; ++i) v[i] = Load(c + i * kTileDim);
+  Transpose(v);
+  for (int i = 0; i < kTileDim; ++i) Store(sums + i * kSumsStride, v[i]);
 }
 
 // The activations of one or two blocks of 16 rows.
@@ -152,8 +172,8 @@ struct PackedRows {
 // c[2 o + r] (+)= weights [row + 16 o, ..] x rows block r over steps [first, last): kOutputs and kRows are 1
 // or 2.
 template <typename Tiles, int kOutputs, int kRows>
-void DotTiles(const TileWeights<typename Tiles::Weight>& w, int64_t row, PackedRows x, int64_t first,
-              int64_t last, float (*c)[kTileFloats]) {
+void DotTiles(const typename Tiles::Weights& w, int64_t output, PackedRows x, int64_t first, int64_t last,
+              float (*c)[kTileFloats]) {
   constexpr int64_t kStride = kTileDim * 4;
   if (first == 0) {
     TileZero<0>();
@@ -167,7 +187,7 @@ void DotTiles(const TileWeights<typename Tiles::Weight>& w, int64_t row, PackedR
     if constexpr (kOutputs > 1 && kRows > 1) TileLoad<3>(c[3], kStride);
   }
   for (int64_t s = first; s < last; ++s) {
-    LoadWeights<4>(w, row, s * Tiles::kDepth);
+    Tiles::template LoadWeights<4>(w, output, s);
     TileLoad<6>(x.data + s * kPackedStep, kStride);
     Tiles::template Dot<0, 4, 6>();
     if constexpr (kRows > 1) {
@@ -175,7 +195,7 @@ void DotTiles(const TileWeights<typename Tiles::Weight>& w, int64_t row, PackedR
       Tiles::template Dot<1, 4, 7>();
     }
     if constexpr (kOutputs > 1) {
-      LoadWeights<5>(w, row + kTileDim, s * Tiles::kDepth);
+      Tiles::template LoadWeights<5>(w, output + kTileDim, s);
       Tiles::template Dot<2, 5, 6>();
     }
     if constexpr (kOutputs > 1 && kRows > 1) Tiles::template Dot<3, 5, 7>();
@@ -187,52 +207,42 @@ void DotTiles(const TileWeights<typename Tiles::Weight>& w, int64_t row, PackedR
 }
 
 template <typename Tiles>
-void DotTiles(int outputs, int rows, const TileWeights<typename Tiles::Weight>& w, int64_t row, PackedRows x,
+void DotTiles(int outputs, int rows, const typename Tiles::Weights& w, int64_t output, PackedRows x,
               int64_t first, int64_t last, float (*c)[kTileFloats]) {
   if (outputs > 1) {
-    rows > 1 ? DotTiles<Tiles, 2, 2>(w, row, x, first, last, c)
-             : DotTiles<Tiles, 2, 1>(w, row, x, first, last, c);
+    rows > 1 ? DotTiles<Tiles, 2, 2>(w, output, x, first, last, c)
+             : DotTiles<Tiles, 2, 1>(w, output, x, first, last, c);
   } else {
-    rows > 1 ? DotTiles<Tiles, 1, 2>(w, row, x, first, last, c)
-             : DotTiles<Tiles, 1, 1>(w, row, x, first, last, c);
+    rows > 1 ? DotTiles<Tiles, 1, 2>(w, output, x, first, last, c)
+             : DotTiles<Tiles, 1, 1>(w, output, x, first, last, c);
   }
 }
 
-// A result tile [16 outputs, 16 rows] -> sums[r][0..16).
-template <typename Tiles>
-inline void StoreTransposed(const float* c, float* sums) {
-  Vec v[kTileDim];
-  for (int i = 0; i < kTileDim; ++i) v[i] = Tiles::Result(c + i * kTileDim);
-  Transpose(v);
-  for (int i = 0; i < kTileDim; ++i) Store(sums + i * kSumsStride, v[i]);
-}
-
-// sums[r][o] = row r of x . weight row `row` + o, for row_blocks (1, 2) blocks of rows and o in [0, count).
+// sums[r][o] = row r of x . output o of w, for row_blocks (1, 2) blocks of rows and o in [0, count).
 // `depth` steps of k are taken for all outputs before the next ones; the results wait in `tiles`, four for
 // every 32 outputs.
 template <typename Tiles>
-void DotRows(const TileWeights<typename Tiles::Weight>& w, int64_t row, int count, PackedRows x,
-             int row_blocks, int64_t depth, float (*tiles)[kTileFloats], float* sums) {
+void DotRows(const typename Tiles::Weights& w, int count, PackedRows x, int row_blocks, int64_t depth,
+             float (*tiles)[kTileFloats], float* sums) {
   const int64_t steps = Steps<Tiles>(w.cols);
   for (int64_t s = 0; s < steps; s += depth) {
     const int64_t last = s + depth < steps ? s + depth : steps;
     for (int o = 0; o < count; o += kBlockOutputs) {
       const int output_blocks = count - o > kTileDim ? 2 : 1;
-      DotTiles<Tiles>(output_blocks, row_blocks, w, row + o, x, s, last, tiles + o / kBlockOutputs * 4);
+      DotTiles<Tiles>(output_blocks, row_blocks, w, o, x, s, last, tiles + o / kBlockOutputs * 4);
     }
   }
   for (int o = 0; o < count; o += kTileDim) {
     const float (*c)[kTileFloats] = tiles + o / kTileDim * 2;
-    for (int r = 0; r < row_blocks; ++r) StoreTransposed<Tiles>(c[r], sums + r * kTileDim * kSumsStride + o);
+    for (int r = 0; r < row_blocks; ++r) Tiles::StoreResult(c[r], sums + r * kTileDim * kSumsStride + o);
   }
 }
 
 // Columns [first, first + count) of all rows; w: their weights, and w_up those of the second half (kSwiGlu),
 // each from its own row on. x_scale [n]: of quantised rows, else null.
 template <typename Tiles>
-void TileColumns(const GemmArgs& args, const TileWeights<typename Tiles::Weight>& w,
-                 const TileWeights<typename Tiles::Weight>& w_up, const float* packed, const float* x_scale,
-                 int64_t first, int count) {
+void TileColumns(const GemmArgs& args, const typename Tiles::Weights& w, const typename Tiles::Weights& w_up,
+                 const float* packed, const float* x_scale, int64_t first, int count) {
   constexpr int kTiles = kGemmBlock / kBlockOutputs * 4;
   constexpr int64_t kSums = int64_t{kBlockRows} * kSumsStride;
   float* scratch = static_cast<float*>(
@@ -247,8 +257,8 @@ void TileColumns(const GemmArgs& args, const TileWeights<typename Tiles::Weight>
   for (int64_t b = 0; b < blocks; b += 2) {
     const PackedRows x = {packed + b * block_stride, block_stride};
     const int row_blocks = blocks - b > 1 ? 2 : 1;
-    DotRows<Tiles>(w, 0, count, x, row_blocks, depth, tiles, sums);
-    if (args.epilogue == Epilogue::kSwiGlu) DotRows<Tiles>(w_up, 0, count, x, row_blocks, depth, tiles, up);
+    DotRows<Tiles>(w, count, x, row_blocks, depth, tiles, sums);
+    if (args.epilogue == Epilogue::kSwiGlu) DotRows<Tiles>(w_up, count, x, row_blocks, depth, tiles, up);
     const int64_t row = b * kTileDim, rows = args.n - row < kBlockRows ? args.n - row : kBlockRows;
     for (int64_t i = 0; i < rows; ++i) {
       const float scale = x_scale == nullptr ? 1.0f : x_scale[row + i];
@@ -258,22 +268,8 @@ void TileColumns(const GemmArgs& args, const TileWeights<typename Tiles::Weight>
   TileRelease();
 }
 
-// The matrix from row `first` on.
-template <typename Weight>
-TileWeights<Weight> From(const WeightMatrix& w, int64_t first) {
-  return {static_cast<const Weight*>(w.data) + first * w.cols, w.rows - first, w.cols};
-}
-
-template <typename Tiles>
-void ColumnsInPlace(const GemmArgs& args, const void* packed, const float* x_scale, int64_t first,
-                    int count) {
-  using Weight = typename Tiles::Weight;
-  TileColumns<Tiles>(args, From<Weight>(args.w, first), From<Weight>(args.w, args.w.rows / 2 + first),
-                     static_cast<const float*>(packed), x_scale, first, count);
-}
-
 // count rows of int8 weights as bf16, which holds them exactly.
-TileWeights<bf16> Widen(const WeightMatrix& w, int64_t row, int64_t count, bf16* to) {
+RowMajor Widen(const WeightMatrix& w, int64_t row, int64_t count, bf16* to) {
   const int8_t* from = static_cast<const int8_t*>(w.data) + row * w.cols;
   const int64_t size = count * w.cols;
   int64_t i = 0;
@@ -288,29 +284,38 @@ void WidenedColumns(const GemmArgs& args, const void* packed, int64_t first, int
   const int64_t block = count * args.w.cols;
   bf16* widened = static_cast<bf16*>(ThreadScratch(ScratchArea::kTiles, 2 * block * int64_t{sizeof(bf16)}));
   const bool two = args.epilogue == Epilogue::kSwiGlu;
-  const TileWeights<bf16> w = Widen(args.w, first, count, widened);
-  const TileWeights<bf16> up = two ? Widen(args.w, args.w.rows / 2 + first, count, widened + block) : w;
+  const RowMajor w = Widen(args.w, first, count, widened);
+  const RowMajor up = two ? Widen(args.w, args.w.rows / 2 + first, count, widened + block) : w;
   TileColumns<Bf16Tiles>(args, w, up, static_cast<const float*>(packed), nullptr, first, count);
+}
+
+// The matrix from row `first` on.
+RowMajor From(const WeightMatrix& w, int64_t first) {
+  return {static_cast<const bf16*>(w.data) + first * w.cols, w.rows - first, w.cols};
 }
 
 void Columns(const GemmArgs& args, const void* packed, int64_t first, int64_t last) {
   if (MultipliesFloat32(args)) return kAvx512Gemm.columns(args, packed, first, last);
   const int count = static_cast<int>(last - first);
   if (args.w.dtype == DType::kI8) return WidenedColumns(args, packed, first, count);
-  ColumnsInPlace<Bf16Tiles>(args, packed, nullptr, first, count);
+  TileColumns<Bf16Tiles>(args, From(args.w, first), From(args.w, args.w.rows / 2 + first),
+                         static_cast<const float*>(packed), nullptr, first, count);
 }
 
 void Int8Columns(const GemmArgs& args, const void* packed, int64_t first, int64_t last) {
   const auto* scale =
       reinterpret_cast<const float*>(static_cast<const char*>(packed) + PackedRowBytes<Int8Tiles>(args));
-  ColumnsInPlace<Int8Tiles>(args, packed, scale, first, static_cast<int>(last - first));
+  const Panels w = {Int8Panel(args.w, 0, first), args.w.cols};
+  const Panels up = args.w.parts > 1 ? Panels{Int8Panel(args.w, 1, first), args.w.cols} : w;
+  TileColumns<Int8Tiles>(args, w, up, static_cast<const float*>(packed), scale, first,
+                         static_cast<int>(last - first));
 }
 
 }  // namespace
 
 const GemmKernel kAmxGemm = {PackedBytes, Pack, Columns, /*pack_grain=*/kTileDim,
                              /*column_grain=*/kBlockOutputs};
-const GemmKernel kAmxInt8Gemm = {Int8PackedBytes, Int8Pack, Int8Columns, /*pack_grain=*/kTileDim,
+const GemmKernel kAmxInt8Gemm = {Int8PackedBytes, Int8Pack, Int8Columns, /*pack_grain=*/1,
                                  /*column_grain=*/kBlockOutputs};
 
 }  // namespace genrecall

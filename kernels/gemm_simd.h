@@ -28,9 +28,7 @@ struct FloatProduct {
   using Input = float;
   using Acc = Vec;
   static constexpr int64_t kDepth = 1024;
-  static void Finish(const Vec (&acc)[kTileVecs], const WeightMatrix&, int64_t, float* sums) {
-    SumTile(acc, sums);
-  }
+  static void Finish(const Vec (&acc)[kTileVecs], float* sums) { SumTile(acc, sums); }
 };
 
 // Weights float or int8_t, in order.

@@ -5,8 +5,7 @@
 //   kDepth               numbers of an activation row that stay in the first-level cache, kTileRows rows at a
 //                        time; a multiple of every step
 //   Accumulate<kRows, kAhead>(x, stride, w, cols, acc)   acc[r][c] += x[r] . w[c] over `cols` numbers
-//   Finish(acc, args, row, sums)   the sums of a row's kTileVecs accumulators, of weight rows `row`.., as
-//   floats
+//   Finish(acc, sums)    the sums of a row's kTileVecs accumulators
 //
 // An output has one accumulator; its lanes are summed once, at the end: the same for every shape of tile.
 #ifndef GENRECALL_KERNELS_GEMM_TILE_SIMD_H_
@@ -19,12 +18,11 @@
 namespace genrecall {
 namespace {
 
-// Activations as the tiles read them. scale [n]: of each row, where rows were quantised, else null.
+// Activations as the tiles read them.
 template <typename Input>
 struct Activations {
   const Input* data;
   int64_t stride;
-  const float* scale = nullptr;
 };
 
 // What a tile prefetches of the next tile's weights: kNear, what earlier rows have brought into the
@@ -67,7 +65,7 @@ void DotTile(const GemmArgs& args, const typename Product::Input* x, int64_t x_s
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     if (k + cols == all) {
-      Product::Finish(acc[r], args.w, row, sums + r * sums_stride);
+      Product::Finish(acc[r], sums + r * sums_stride);
     } else {
 #pragma GCC unroll 8
       for (int i = 0; i < kTileVecs; ++i) parked[r * kTileVecs + i] = acc[r][i];
@@ -130,8 +128,7 @@ void ColumnsOf(const GemmArgs& args, Activations<typename Product::Input> x, int
       dot(args, rows, group, x.stride, args.w.rows / 2 + first, depth, count, up, kStride);
     }
     for (int i = 0; i < rows; ++i) {
-      const float scale = x.scale == nullptr ? 1.0f : x.scale[r + i];
-      Finish(args, r + i, scale, first, count, sums + i * kStride, up + i * kStride);
+      Finish(args, r + i, 1.0f, first, count, sums + i * kStride, up + i * kStride);
     }
   }
 }

@@ -38,14 +38,6 @@ static inline float FromMagnitudeBits(uint32_t bits) {
   return x;
 }
 
-// sum[o] = the sum of row o of w [rows, cols]: WeightMatrix::row_sum.
-static inline void SumInt8Rows(const int8_t* w, int64_t rows, int64_t cols, int32_t* sum) {
-  for (int64_t o = 0; o < rows; ++o) {
-    sum[o] = 0;
-    for (int64_t k = 0; k < cols; ++k) sum[o] += w[o * cols + k];
-  }
-}
-
 static inline int8_t QuantizeToInt8(float x, Int8Scale scale) {
   if (scale.inverse == 0.0f) return 0;
   constexpr float kRoundToInt =

@@ -18,23 +18,22 @@ inline Int8Scale RowScale(const T* x, int64_t cols) {
   return Int8ScaleOf(LargestMagnitude(largest));
 }
 
-// Quantises x [cols] and returns its scale. store(k, v) rounds v, the scaled numbers from k on (all within
-// -127..127 once rounded, 0 past the end), for k in steps of kLanes up to `padded`, a multiple of kLanes >=
-// cols.
+// Quantises numbers [first, last) of x [cols] by its scale. store(k, v) rounds v, the scaled numbers from k
+// on (all within -127..127 once rounded, 0 past the end), for k in steps of kLanes; first and last are
+// multiples of kLanes, last may lie past the end.
 template <typename T, typename StoreAt>
-inline float QuantizeRow(const T* x, int64_t cols, int64_t padded, const StoreAt& store) {
-  const Int8Scale scale = RowScale(x, cols);
+inline void QuantizeRow(const T* x, int64_t cols, int64_t first, int64_t last, Int8Scale scale,
+                        const StoreAt& store) {
   // Zero by choice, not by product: infinity times 0 is no integer.
-  const int64_t kept = scale.inverse == 0.0f ? 0 : cols;
+  const int64_t kept = scale.inverse == 0.0f ? 0 : cols < last ? cols : last;
   const Vec inverse = Set1(scale.inverse);
-  int64_t k = 0;
+  int64_t k = first;
   for (; k + kLanes <= kept; k += kLanes) store(k, Mul(Load(x + k), inverse));
   if (k < kept) {
     store(k, Mul(LoadPartial(x + k, static_cast<int>(kept - k)), inverse));
     k += kLanes;
   }
-  for (; k < padded; k += kLanes) store(k, Zero());
-  return scale.scale;
+  for (; k < last; k += kLanes) store(k, Zero());
 }
 
 }  // namespace

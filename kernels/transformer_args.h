@@ -11,8 +11,8 @@ namespace genrecall {
 
 inline constexpr int kPageTokens = 64;  // tokens of a KV page = keys of an attention block
 
-// A row-major weight matrix [rows, cols]: y = x W^T. `data` is 64-byte aligned where it can be; cols is any
-// positive number.
+// A weight matrix [rows, cols]: y = x W^T; row-major, or, with row_sum, in panels (int8_panels.h). `data` is
+// 64-byte aligned where it can be, and always with row_sum; cols is any positive number.
 struct WeightMatrix {
   DType dtype = DType::kF32;
   const void* data = nullptr;
@@ -24,6 +24,9 @@ struct WeightMatrix {
   // holds the sum over k of data[o, k], by which kernels with an unsigned operand are corrected. Null: int8
   // weights are widened and meet activations as they are (W8A16).
   const int32_t* row_sum = nullptr;  // [rows]
+  // Panels only: the rows are so many parts of equal size, each in panels of its own. kSwiGlu takes 2, all
+  // others 1.
+  int parts = 1;
 };
 
 // Columns of an int8 matrix at most: 2^7 2^7 cols stays an int32.

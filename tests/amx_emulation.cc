@@ -1,13 +1,15 @@
 // C doors to the AMX kernels and to one tile product, for tests/test_amx_emulation.py: compiled with
 // -DGENRECALL_EMULATE_AMX.
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
 #include <vector>
 
 #include "kernels/amx_tile.h"
 #include "kernels/attention.h"
 #include "kernels/gemm.h"
+#include "kernels/int8_panels.h"
 #include "kernels/kv_vector.h"
-#include "kernels/quantize.h"
 #include "kernels/row_kernels.h"
 #include "kernels/thread_pool.h"
 
@@ -87,11 +89,22 @@ EXPORT void genrecall_amx_int8_gemm(int dtype, bool quantize_inputs, const float
   using namespace genrecall;
   ThreadPool pool(threads);
   const std::vector<bf16> xb = ToBf16Vector(x, n * k);
+  const int parts = static_cast<Epilogue>(epilogue) == Epilogue::kSwiGlu ? 2 : 1;
+  std::vector<const int8_t*> rows;
+  for (int64_t o = 0; o < outs; ++o) rows.push_back(w + o * k);
   std::vector<int32_t> row_sum(outs);
-  SumInt8Rows(w, outs, k, row_sum.data());
+  const int64_t bytes = parts * Int8PartBytes(outs, k, parts);
+  const std::unique_ptr<int8_t, void (*)(void*)> panels(static_cast<int8_t*>(std::aligned_alloc(64, bytes)),
+                                                        std::free);
+  PackInt8Panels(rows, k, parts, panels.get(), row_sum.data());
   const bool f32 = dtype == 0;
   GemmArgs args;
-  args.w = {DType::kI8, w, outs, k, scale, quantize_inputs ? row_sum.data() : nullptr};
+  args.w = {DType::kI8, w, outs, k, scale};
+  if (quantize_inputs) {
+    args.w.data = panels.get();
+    args.w.row_sum = row_sum.data();
+    args.w.parts = parts;
+  }
   args.x_dtype = f32 ? DType::kF32 : DType::kBF16;
   args.x = f32 ? static_cast<const void*>(x) : xb.data();
   args.n = n;

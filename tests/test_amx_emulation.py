@@ -26,6 +26,7 @@ SOURCES = [
     "kernels/gemm_amx.cc",
     "kernels/gemm_avx512.cc",
     "kernels/gemm.cc",
+    "kernels/int8_panels.cc",
     "kernels/row_kernels_avx512.cc",
     "kernels/scratch.cc",
     "kernels/thread_pool.cc",
@@ -248,14 +249,14 @@ def test_int8_gemm_is_what_scalar_gives(emulation, dtype, rows, k, outs):
     """Bit for bit when int8 meets int8; within the tiles' rounding when weights are widened."""
     x, w, scale, bias = int8_inputs(rows, k, outs)
     for exact in (True, False):
-        weights = n.Int8Weights(w, scale, exact)
-        expected = n.gemm("scalar", n.Tensor(x, dtype), weights, bias=bias)
+        weights = [n.Int8Weights(w, scale, exact, parts) for parts in (1, 2)]
+        expected = n.gemm("scalar", n.Tensor(x, dtype), weights[0], bias=bias)
         actual = int8_gemm(emulation, dtype, exact, x, w, scale, bias, threads=2)
         if exact:
             assert same_bits(actual, expected)
         else:
             assert_close(actual, expected, 2e-6)
-        expected = n.gemm("scalar", n.Tensor(x, dtype), weights, bias=bias, epilogue="swiglu")
+        expected = n.gemm("scalar", n.Tensor(x, dtype), weights[1], bias=bias, epilogue="swiglu")
         actual = int8_gemm(emulation, dtype, exact, x, w, scale, bias, "swiglu", threads=2)
         assert_close(actual, expected.numpy(), {"float32": 4e-6, "bfloat16": 2.0**-8}[dtype])
 

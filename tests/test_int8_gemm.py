@@ -78,7 +78,8 @@ def w8a8(x, w, scale, bias=None):
 
 
 def gemm(isa, dtype, x, w, scale, quantize_inputs=True, **options):
-    weights = n.Int8Weights(w, scale, quantize_inputs)
+    parts = 2 if options.get("epilogue") == "swiglu" else 1
+    weights = n.Int8Weights(w, scale, quantize_inputs, parts)
     y = n.gemm(isa, n.Tensor(np.ascontiguousarray(x), dtype), weights, **options)
     return y.numpy() if isinstance(y, n.Tensor) else y
 
@@ -224,3 +225,10 @@ def test_refuses_mismatched_inputs():
         ValueError, match=r"expected \[n, k\] and \[rows, k\] of one dtype, or int8"
     ):
         n.gemm("scalar", x, n.Int8Weights(int8(1, 5, 4), scale, True))
+    for epilogue, parts in (("store", 2), ("accumulate", 2), ("swiglu", 1)):
+        weights = n.Int8Weights(int8(1, 6, 3), np.ones(6, np.float32), True, parts)
+        with pytest.raises(ValueError, match="w: expected int8 weights in 2 parts for swiglu"):
+            n.gemm("scalar", x, weights, epilogue=epilogue)
+    for parts in (0, 2, 3):
+        with pytest.raises(ValueError, match="parts: expected 1, or 2 for an even number of rows"):
+            n.Int8Weights(int8(1, 5, 3), scale, True, parts)

@@ -272,16 +272,30 @@ def test_the_conversion_is_reproducible_and_named_by_its_content(decoder, tmp_pa
     assert a.shares_with(b) and not a.shares_with(Engine(tmp_path / "c.gguf"))
 
 
-def test_int8_weights_take_about_a_quarter_of_float32s(decoder):
-    full, small = decoder.engine.stats(), Engine(quantized(decoder, "w8a8")).stats()
+def weight_bytes(path):
+    return Engine(path).stats()["weight_bytes"]
+
+
+def test_int8_weights_take_a_quarter_of_float32s_beside_the_panels_padding(decoder):
     tables = kernels.read_gguf(decoder.path)["tensors"]
+    shapes = {name: tables[f"blk.0.{name}.weight"].shape for name in PLACES}
     float_bytes = sum(
         tables[n].nbytes for n in tables if n in ("token_embd.weight", "output.weight")
     )
     heads = sum(LEVEL_SIZES) * 32 * 4
-    layers = full["weight_bytes"] - float_bytes - heads
-    rows = 2 * sum(tables[f"blk.0.{name}.weight"].shape[0] for name in PLACES)
-    assert small["weight_bytes"] == float_bytes + heads + layers // 4 + rows * (4 + 4)
+    assert decoder.engine.stats()["weight_bytes"] == float_bytes + heads + 2 * sum(
+        4 * rows * cols for rows, cols in shapes.values()
+    )
+    rows = sum(rows for rows, _ in shapes.values())
+    w8 = sum(rows * cols for rows, cols in shapes.values()) + 4 * rows
+    assert weight_bytes(quantized(decoder, "w8")) == float_bytes + heads + 2 * w8
+    # A panel is 16 outputs x 64 k; gate and up have panels of their own.
+    together = [("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate",), ("ffn_up",)]
+    w8a8 = 2 * 4 * rows
+    for names in [*together, ("ffn_down",)]:
+        outs, cols = sum(shapes[n][0] for n in names), shapes[names[0]][1]
+        w8a8 += -(-outs // 16) * 16 * -(-cols // 64) * 64
+    assert weight_bytes(quantized(decoder, "w8a8")) == float_bytes + heads + 2 * w8a8
 
 
 # ---------------------------------------------------------------- refusals

@@ -7,6 +7,7 @@
 #include <new>
 #include <set>
 
+#include "kernels/int8_panels.h"
 #include "kernels/quantize.h"
 
 namespace genrecall {
@@ -36,9 +37,10 @@ const char* TypeName(GgufType type) {
 // "blk.0.attn_q.weight" -> "blk.0.attn_q.scale"
 std::string ScaleName(const std::string& name) { return name.substr(0, name.rfind('.')) + ".scale"; }
 
-bool SideBySide(const std::vector<const GgufTensor*>& parts) {
-  for (size_t i = 1; i < parts.size(); ++i) {
-    if (static_cast<const uint8_t*>(parts[i - 1]->data) + parts[i - 1]->bytes != parts[i]->data) return false;
+bool SideBySide(const std::vector<const GgufTensor*>& tensors) {
+  for (size_t i = 1; i < tensors.size(); ++i) {
+    const GgufTensor &before = *tensors[i - 1], &tensor = *tensors[i];
+    if (static_cast<const uint8_t*>(before.data) + before.bytes != tensor.data) return false;
   }
   return true;
 }
@@ -87,7 +89,7 @@ class WeightsLoader {
   // A matrix to be, made of tensors that share their columns.
   struct Pending {
     WeightMatrix* out;
-    std::vector<const GgufTensor*> parts;
+    std::vector<const GgufTensor*> tensors;
     std::vector<float> scale;  // I8: of each row
   };
 
@@ -117,6 +119,7 @@ class WeightsLoader {
       Fused({blk + "attn_output.weight"}, {c.hidden}, c.q_dim(), &layer.attn_out);
       layer.ffn_norm = Vector(blk + "ffn_norm.weight", c.hidden);
       Fused({blk + "ffn_gate.weight", blk + "ffn_up.weight"}, {c.ffn, c.ffn}, c.hidden, &layer.gate_up);
+      layer.gate_up.parts = 2;
       Fused({blk + "ffn_down.weight"}, {c.hidden}, c.ffn, &layer.down);
     }
   }
@@ -185,8 +188,8 @@ class WeightsLoader {
       if (tensor == nullptr) return;
       const bool int8 = tensor->type == GgufType::kI8 && w_->quantization_ != Quantization::kNone;
       if (!int8 && !CheckFloat(names[i], *tensor)) return;
-      pending.parts.push_back(tensor);
-      if (tensor->type != pending.parts[0]->type) {
+      pending.tensors.push_back(tensor);
+      if (tensor->type != pending.tensors[0]->type) {
         return Fail(InvalidArgument(file_->path(), ": tensor '", names[i], "' is ", TypeName(tensor->type),
                                     ": expected the type of '", names[0], "', with which it is read"));
       }
@@ -234,39 +237,57 @@ class WeightsLoader {
 
   void LayOut() {
     bool in_place = true;
-    for (const Pending& p : pending_) in_place = in_place && SideBySide(p.parts);
+    for (const Pending& p : pending_) in_place = in_place && (InPanels(p) || SideBySide(p.tensors));
     for (const Pending& p : pending_) {
-      int64_t bytes = 0;
-      for (const GgufTensor* part : p.parts) bytes += part->bytes;
-      if (in_place) {
-        w_->bytes_ += bytes;
-        p.out->data = p.parts[0]->data;
-        continue;
+      if (!p.scale.empty()) p.out->scale = CopyOf(p.scale);
+      if (InPanels(p)) {
+        Pack(p);
+      } else if (in_place) {
+        p.out->data = p.tensors[0]->data;
+        for (const GgufTensor* tensor : p.tensors) w_->bytes_ += tensor->bytes;
+      } else {
+        Copy(p);
       }
-      uint8_t* to = Allocate(bytes);
-      p.out->data = to;
-      for (const GgufTensor* part : p.parts) {
-        std::memcpy(to, part->data, part->bytes);
-        to += part->bytes;
-        file_->Discard(*part);
-      }
-    }
-    for (const Pending& p : pending_) {
-      if (!p.scale.empty()) AddScales(p);
     }
     if (in_place) w_->file_ = file_;
     if (tied_) w_->head_ = w_->embedding_;
   }
 
-  void AddScales(const Pending& p) {
+  bool InPanels(const Pending& p) const {
+    return w_->quantization_ == Quantization::kW8A8 && !p.scale.empty();
+  }
+
+  const float* CopyOf(const std::vector<float>& values) {
+    float* to = reinterpret_cast<float*>(Allocate(static_cast<int64_t>(values.size() * sizeof(float))));
+    std::copy(values.begin(), values.end(), to);
+    return to;
+  }
+
+  void Pack(const Pending& p) {
     WeightMatrix* w = p.out;
-    float* scale = reinterpret_cast<float*>(Allocate(w->rows * int64_t{sizeof(float)}));
-    std::copy(p.scale.begin(), p.scale.end(), scale);
-    w->scale = scale;
-    if (w_->quantization_ != Quantization::kW8A8) return;
-    int32_t* sum = reinterpret_cast<int32_t*>(Allocate(w->rows * int64_t{sizeof(int32_t)}));
-    SumInt8Rows(static_cast<const int8_t*>(w->data), w->rows, w->cols, sum);
-    w->row_sum = sum;
+    std::vector<const int8_t*> rows;
+    for (const GgufTensor* tensor : p.tensors) {
+      const int8_t* data = static_cast<const int8_t*>(tensor->data);
+      for (int64_t o = 0; o < tensor->shape[0]; ++o) rows.push_back(data + o * w->cols);
+    }
+    uint8_t* panels = Allocate(w->parts * Int8PartBytes(w->rows, w->cols, w->parts));
+    int32_t* row_sum = reinterpret_cast<int32_t*>(Allocate(w->rows * int64_t{sizeof(int32_t)}));
+    PackInt8Panels(rows, w->cols, w->parts, reinterpret_cast<int8_t*>(panels), row_sum);
+    w->data = panels;
+    w->row_sum = row_sum;
+    for (const GgufTensor* tensor : p.tensors) file_->Discard(*tensor);
+  }
+
+  void Copy(const Pending& p) {
+    int64_t bytes = 0;
+    for (const GgufTensor* tensor : p.tensors) bytes += tensor->bytes;
+    uint8_t* to = Allocate(bytes);
+    p.out->data = to;
+    for (const GgufTensor* tensor : p.tensors) {
+      std::memcpy(to, tensor->data, tensor->bytes);
+      to += tensor->bytes;
+      file_->Discard(*tensor);
+    }
   }
 
   void GatherLevelHeads() {

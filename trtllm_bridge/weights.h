@@ -34,7 +34,7 @@ class DecoderWeights {
   // up so) are read where they are and the file's bytes are kept; else all are copied, and the file is let
   // go tensor by tensor: weights are held once either way, also while they are loaded. In a quantised file a
   // layer's matrices may be I8, each with a vector NAME.scale (for NAME.weight) of a finite scale >= 0 for
-  // every row.
+  // every row; those of a W8A8 file are always copied, into panels (int8_panels.h).
   static Result<std::shared_ptr<const DecoderWeights>> Load(std::shared_ptr<const GgufFile> file);
 
   DecoderWeights(const DecoderWeights&) = delete;

@@ -25,6 +25,7 @@ inline void Expect(bool ok, const std::string& what) {
 
 struct RandomModel {
   DType dtype = DType::kF32;
+  bool int8 = false;  // W8A8, with int8 keys and values
   int layers = 2, hidden = 32, ffn = 56, q_heads = 4, kv_heads = 2, vocab = 160;
   std::vector<int32_t> level_sizes = {9, 14, 6, 11};
   uint32_t seed = 1;
@@ -34,10 +35,21 @@ struct RandomModel {
     GgufWriter writer;
     std::vector<std::vector<uint8_t>> held;
     std::mt19937 rng(seed);
+    const auto add_int8 = [&](const std::string& name, int64_t rows, int64_t cols) {
+      held.emplace_back(rows * cols);
+      for (uint8_t& w : held.back()) w = static_cast<uint8_t>(rng());
+      writer.Add(name + ".weight", GgufType::kI8, {rows, cols}, held.back().data());
+      held.emplace_back(rows * sizeof(float));
+      for (int64_t o = 0; o < rows; ++o) reinterpret_cast<float*>(held.back().data())[o] = 0.004f;
+      writer.Add(name + ".scale", GgufType::kF32, {rows}, held.back().data());
+    };
     const auto add = [&](const std::string& name, std::vector<int64_t> shape) {
+      const bool vector = shape.size() == 1;
+      if (int8 && !vector && name.rfind("blk.", 0) == 0) {
+        return add_int8(name.substr(0, name.rfind('.')), shape[0], shape[1]);
+      }
       int64_t n = 1;
       for (int64_t d : shape) n *= d;
-      const bool vector = shape.size() == 1;
       std::normal_distribution<float> normal(vector && name.find("norm") != std::string::npos ? 1.0f : 0.0f,
                                              vector ? 0.2f : 0.3f);
       const bool wide = vector || dtype == DType::kF32;
@@ -88,7 +100,12 @@ struct RandomModel {
     writer.Set("qwen2.rope.freq_base", 10000.0);
     writer.Set("genrecall.level_sizes", std::vector<int64_t>(level_sizes.begin(), level_sizes.end()));
     writer.Set("genrecall.sid_space_digest", std::string());
-    writer.Set("genrecall.weights_digest", Cat("random ", seed, " ", static_cast<int>(dtype)));
+    writer.Set("genrecall.weights_digest",
+               Cat("random ", seed, " ", static_cast<int>(dtype), int8 ? " w8a8" : ""));
+    if (int8) {
+      writer.Set("genrecall.quantization", std::string("w8a8"));
+      writer.Set("genrecall.kv_dtype", std::string("int8"));
+    }
     const Status status = writer.Write(path);
     Expect(status.ok(), status.message());
   }

@@ -1,4 +1,5 @@
-// Soak: clients of every kind on two engines of one budget, for as long as asked, mostly under a sanitizer.
+// Soak: clients of every kind on three engines (float32, bf16, int8) of one budget, for as long as asked,
+// mostly under a sanitizer.
 //
 //   soak_engine FOLDER SECONDS THREADS [SEED]
 //
@@ -28,7 +29,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kClients = 4, kHeads = 5, kVariants = 3, kIndexes = 3, kOutstanding = 6;
+constexpr int kModels = 3, kClients = 4, kHeads = 5, kVariants = 3, kIndexes = 3, kOutstanding = 6;
 constexpr int kWidths[] = {1, 5, 32, 300};
 constexpr int64_t kBudget = 900 << 10;  // a few dozen pages: requests wait and prefixes are dropped
 
@@ -78,10 +79,10 @@ struct Soak {
   std::string folder;
   int threads = 1;
   Clock::time_point end;
-  RandomModel model[2];
+  RandomModel model[kModels];
 
   std::mutex mutex;  // of what serves now
-  std::shared_ptr<Engine> engine[2];
+  std::shared_ptr<Engine> engine[kModels];
   std::shared_ptr<const RecallIndex> index[kIndexes];
 
   Answers answers;
@@ -158,7 +159,7 @@ void Client(Soak* soak, uint32_t seed) {
   const auto any = [&rng](int n) { return static_cast<int>(rng() % n); };
   const auto outstanding = std::make_shared<Outstanding>();
   while (!soak->over()) {
-    const Question q = {any(2), any(kHeads), any(kVariants), kWidths[any(4)], any(3), any(kIndexes)};
+    const Question q = {any(kModels), any(kHeads), any(kVariants), kWidths[any(4)], any(3), any(kIndexes)};
     DecodeRequest request;
     request.prompt = soak->Prompt(q.model, q.head, q.variant);
     request.stable_prefix = any(static_cast<int>(request.prompt.size()) + 1);
@@ -208,11 +209,12 @@ struct Operator {
       const int i = tick % kIndexes;
       auto index = soak->model[0].Index(200 + 300 * i, i);  // the same catalogue, in new memory
       std::shared_ptr<Engine> engine;
-      if (tick % 13 == 0) engine = soak->NewEngine(tick / 13 % 2, tick / 13);
+      const int model = tick / 13 % kModels;
+      if (tick % 13 == 0) engine = soak->NewEngine(model, tick / 13);
       {
         std::lock_guard<std::mutex> lock(soak->mutex);
         soak->index[i].swap(index);
-        if (engine != nullptr) soak->engine[tick / 13 % 2].swap(engine);
+        if (engine != nullptr) soak->engine[model].swap(engine);
         for (const auto& e : soak->engine) evicted = std::max(evicted, e->stats().kv_evicted_pages);
       }
       if (tick % 10 != 0) continue;
@@ -237,8 +239,9 @@ struct Operator {
 };
 
 void Run(Soak* soak, double seconds, uint32_t seed) {
-  for (int m = 0; m < 2; ++m) {
+  for (int m = 0; m < kModels; ++m) {
     soak->model[m].dtype = m == 0 ? DType::kF32 : DType::kBF16;
+    soak->model[m].int8 = m == 2;
     soak->model[m].seed = m + 1;
     soak->model[m].Write(soak->ModelPath(m));
     soak->engine[m] = soak->NewEngine(m, 0);

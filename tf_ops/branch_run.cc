@@ -14,7 +14,6 @@
 namespace genrecall {
 
 using tensorflow::DataTypeString;
-using tensorflow::FunctionLibraryRuntime;
 using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
 
@@ -63,20 +62,15 @@ bool HasNan(const Tensor& t) {
 
 }  // namespace
 
-BranchRun::Token::Token(std::shared_ptr<BranchState> s) : state(std::move(s)) {
-  std::lock_guard<std::mutex> lock(state->mu);
-  ++state->runs;
-}
-
 BranchRun::Token::~Token() {
   std::lock_guard<std::mutex> lock(state->mu);
   if (abandoned) --state->abandoned;
-  if (--state->runs == 0) state->none.notify_all();
 }
 
-BranchRun::BranchRun(std::shared_ptr<BranchState> state, OpKernelContext* ctx, int num_args,
-                     tensorflow::AsyncOpKernel::DoneCallback done)
-    : token_(std::move(state)),
+BranchRun::BranchRun(DeviceRuns::Token device, std::shared_ptr<BranchState> state, OpKernelContext* ctx,
+                     int num_args, tensorflow::AsyncOpKernel::DoneCallback done)
+    : device_(std::move(device)),
+      token_(std::move(state)),
       ctx_(ctx),
       done_(std::move(done)),
       num_args_(num_args),
@@ -88,7 +82,10 @@ BranchRun::BranchRun(std::shared_ptr<BranchState> state, OpKernelContext* ctx, i
       }) {
   for (int i = 0; i < num_args; ++i) args_.push_back(ctx->input(i));
   for (int i = 0; i < ctx->num_outputs() - 1; ++i) fallback_.push_back(ctx->input(num_args + i));
-  runner_ = [state = token_.state](std::function<void()> work) { state->threads.Schedule(std::move(work)); };
+  // Not the state: TensorFlow's copies of the runner may outlive the run, and f must go with it.
+  runner_ = [threads = token_.state->threads](std::function<void()> work) {
+    threads->Schedule(std::move(work));
+  };
   options_.create_rendezvous = true;
   options_.cancellation_manager = &cancel_;
   options_.step_container = &step_container_;
@@ -109,7 +106,7 @@ bool BranchRun::Claim(bool abandon) {
   return true;
 }
 
-void BranchRun::Start(FunctionLibraryRuntime* library, FunctionLibraryRuntime::Handle handle, int budget_ms) {
+void BranchRun::Start(int budget_ms) {
   auto self = shared_from_this();
   budget_ms_ = budget_ms;
   // First the cancellation, then the timer: once the timer runs the op may end, and the step's manager with
@@ -132,8 +129,8 @@ void BranchRun::Start(FunctionLibraryRuntime* library, FunctionLibraryRuntime::H
                                             [self] { self->OnDeadline(); });
     }
   }
-  library->Run(options_, handle, args_, &outputs_,
-               [self](const absl::Status& status) { self->OnFunctionDone(status); });
+  token_.state->function.Run(options_, args_, &outputs_,
+                             [self](const absl::Status& status) { self->OnFunctionDone(status); });
 }
 
 void BranchRun::OnFunctionDone(const absl::Status& status) {

@@ -2,11 +2,11 @@
 #ifndef GENRECALL_TF_OPS_BRANCH_RUN_H_
 #define GENRECALL_TF_OPS_BRANCH_RUN_H_
 
-#include <condition_variable>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tensorflow/core/framework/cancellation.h"
@@ -14,37 +14,37 @@
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/partial_tensor_shape.h"
 #include "tensorflow/core/framework/resource_mgr.h"
+#include "tf_ops/branch_function.h"
 #include "tf_ops/branch_threads.h"
 #include "tf_ops/deadline_timer.h"
+#include "tf_ops/device_runs.h"
 
 namespace genrecall {
 
 // What all runs of one TryBranch kernel share. Outlives the kernel through the runs that hold it.
 struct BranchState {
-  explicit BranchState(int max_threads) : threads(max_threads) {}
+  explicit BranchState(int max_threads) : threads(std::make_shared<BranchThreads>(max_threads)) {}
 
   std::string name;                                    // in metrics and log lines
   std::vector<tensorflow::PartialTensorShape> shapes;  // of the outputs, [num outputs]
   std::vector<bool> is_score;                          // outputs that must not hold NaN, [num outputs]
-  BranchThreads threads;
+  BranchFunction function;
+  std::shared_ptr<BranchThreads> threads;
 
   std::mutex mu;
-  std::condition_variable none;
-  int runs = 0;       // not yet destroyed
-  int abandoned = 0;  // of these, answered without waiting for f
+  int abandoned = 0;  // runs not yet destroyed that were answered without waiting for f
 };
 
 class BranchRun : public std::enable_shared_from_this<BranchRun> {
  public:
   // ctx's inputs: `num_args` args, then the fallback, then deadline_ms. `done` ends the op.
-  BranchRun(std::shared_ptr<BranchState> state, tensorflow::OpKernelContext* ctx, int num_args,
-            tensorflow::AsyncOpKernel::DoneCallback done);
+  BranchRun(DeviceRuns::Token device, std::shared_ptr<BranchState> state, tensorflow::OpKernelContext* ctx,
+            int num_args, tensorflow::AsyncOpKernel::DoneCallback done);
   ~BranchRun();
 
-  // Starts f, of this runtime, and arranges that the op ends exactly once: with f's outputs, with the
-  // fallback and a status, or as CANCELLED. budget_ms <= 0: no deadline.
-  void Start(tensorflow::FunctionLibraryRuntime* library, tensorflow::FunctionLibraryRuntime::Handle handle,
-             int budget_ms);
+  // Starts the state's function, which has been instantiated, and arranges that the op ends exactly once:
+  // with f's outputs, with the fallback and a status, or as CANCELLED. budget_ms <= 0: no deadline.
+  void Start(int budget_ms);
 
   // Ends the op with the fallback and the canonical code of `why`.
   void AnswerFallback(const absl::Status& why);
@@ -59,9 +59,11 @@ class BranchRun : public std::enable_shared_from_this<BranchRun> {
   absl::Status CheckOutputs() const;
   void Finish(int code);
 
-  // Counts the run in BranchState for as long as any member below lives.
+  // The first member, so the last to go: all below may lie on the device, and with the state goes f.
+  const DeviceRuns::Token device_;
+  // Counted as abandoned, once it is, for as long as any member below lives.
   struct Token {
-    explicit Token(std::shared_ptr<BranchState> s);
+    explicit Token(std::shared_ptr<BranchState> s) : state(std::move(s)) {}
     ~Token();
     std::shared_ptr<BranchState> state;
     bool abandoned = false;

@@ -6,8 +6,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "tensorflow/core/common_runtime/process_function_library_runtime.h"
-#include "tensorflow/core/framework/function.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -17,7 +15,6 @@ namespace genrecall {
 namespace {
 
 using tensorflow::AsyncOpKernel;
-using tensorflow::FunctionLibraryRuntime;
 using tensorflow::OpKernelConstruction;
 using tensorflow::OpKernelContext;
 using tensorflow::PartialTensorShape;
@@ -112,13 +109,6 @@ class TryBranchOp : public AsyncOpKernel {
     state_ = std::move(state);
   }
 
-  // f reads what the session owns, so the session cannot go before the last run has ended.
-  ~TryBranchOp() override {
-    if (state_ == nullptr) return;
-    std::unique_lock<std::mutex> lock(state_->mu);
-    state_->none.wait(lock, [this] { return state_->runs == 0; });
-  }
-
   void ComputeAsync(OpKernelContext* ctx, DoneCallback done) override {
     const tensorflow::Tensor& deadline = ctx->input(ctx->num_inputs() - 1);
     OP_REQUIRES_ASYNC(ctx, deadline.dims() <= 1,
@@ -135,43 +125,23 @@ class TryBranchOp : public AsyncOpKernel {
       std::lock_guard<std::mutex> lock(state_->mu);
       full = state_->abandoned >= max_abandoned_;
     }
-    auto run = std::make_shared<BranchRun>(state_, ctx, num_args_, std::move(done));
+    DeviceRuns::Token device;
+    OP_REQUIRES_OK_ASYNC(ctx, DeviceRuns::Count(ctx->resource_manager(), &device), done);
+    auto run = std::make_shared<BranchRun>(std::move(device), state_, ctx, num_args_, std::move(done));
     if (full) {
       return run->AnswerFallback(absl::ResourceExhaustedError(
           absl::StrCat(max_abandoned_, " late runs have not ended yet: not called again until one does")));
     }
-    FunctionLibraryRuntime::Handle handle;
-    const absl::Status ready = Instantiate(ctx->function_library(), &handle);
+    const absl::Status ready = state_->function.Instantiate(ctx, f_);
     if (!ready.ok()) return run->AnswerFallback(ready);
-    run->Start(library_, handle, budget_ms);
+    run->Start(budget_ms);
   }
 
  private:
-  // f is instantiated in a runtime of the kernel's own. When the session's is taken down, its functions go in
-  // any order: f could go before the kernel, which is what waits for late runs of f.
-  absl::Status Instantiate(FunctionLibraryRuntime* sessions, FunctionLibraryRuntime::Handle* handle) {
-    if (sessions == nullptr) return absl::InternalError("no function library in this runtime");
-    std::lock_guard<std::mutex> lock(mu_);
-    if (!instantiated_) {
-      if (library_ == nullptr) TF_RETURN_IF_ERROR(sessions->Clone(&definitions_, &runtimes_, &library_));
-      TF_RETURN_IF_ERROR(library_->Instantiate(f_.name(), tensorflow::AttrSlice(&f_.attr()), &handle_));
-      instantiated_ = true;
-    }
-    *handle = handle_;
-    return absl::OkStatus();
-  }
-
   tensorflow::NameAttrList f_;
   int num_args_ = 0;
   int max_abandoned_ = 0;
-  std::shared_ptr<BranchState> state_;
-
-  std::mutex mu_;
-  bool instantiated_ = false;  // guarded by mu_; when true, what follows does not change
-  FunctionLibraryRuntime::Handle handle_ = 0;
-  std::unique_ptr<tensorflow::FunctionLibraryDefinition> definitions_;
-  std::unique_ptr<tensorflow::ProcessFunctionLibraryRuntime> runtimes_;
-  FunctionLibraryRuntime* library_ = nullptr;  // owned by runtimes_
+  std::shared_ptr<BranchState> state_;  // outlives the kernel while a late run does
 };
 
 REGISTER_KERNEL_BUILDER(Name("Genrecall>TryBranch").Device(tensorflow::DEVICE_CPU), TryBranchOp);

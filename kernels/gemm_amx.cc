@@ -7,6 +7,9 @@
 // (int8_panels.h), which are B operands as they are; activations are A, 16 rows x 64 k, and results [rows,
 // outputs]. Two by two results share each loaded operand.
 //
+// All rows pass by two tiles' outputs before the next ones, and share in fetching those from memory
+// meanwhile: multiplying a prompt takes about as long as reading the weights.
+//
 // Order of accumulation: an output is one chain over k in steps of 64 bytes, whatever tiles surround it.
 #include "kernels/amx_tile.h"
 #include "kernels/gemm.h"
@@ -20,27 +23,25 @@
 namespace genrecall {
 namespace {
 
-// k that two blocks of packed activations take of the first-level cache (32 KiB) while the weights of a
-// column block pass by.
+// k that the weights of two tiles' outputs take of the first-level cache (32 KiB) while all rows pass by.
 constexpr int64_t kDepthSteps = 16;
 constexpr int64_t kPackedStep = kTileDim * kTileDim;  // 32-bit elements of one B tile
-constexpr int kBlockRows = 2 * kTileDim, kBlockOutputs = 2 * kTileDim;
-constexpr int kSumsStride = kGemmBlock + kBlockOutputs;
+constexpr int64_t kTileLines = kTileDim;              // cache lines of the weights a tile reads in a step
+constexpr int kSumsStride = 2 * kTileDim;
 
-// A row-major matrix of weights, from some row on.
+// 16 outputs of a row-major matrix, or `rows` < 16 where it ends.
 struct RowMajor {
   const bf16* data;
   int64_t rows, cols;
 };
 
-// Panels of weights, from some panel on.
-struct Panels {
+// A panel of weights (int8_panels.h).
+struct Panel {
   const int8_t* data;
-  int64_t cols;
 };
 
-// What tiles multiply. kDepth: numbers of k in a step. LoadWeights: of 16 outputs, one step. StoreResult: a
-// tile of results -> sums[r][0..16).
+// What tiles multiply. kDepth: numbers of k in a step. LoadWeights: one step. StoreResult: a tile of results
+// -> sums[r][0..16).
 struct Bf16Tiles {
   using Weights = RowMajor;
   static constexpr int64_t kDepth = kTileDepth;
@@ -50,11 +51,11 @@ struct Bf16Tiles {
     TileDot<kC, kW, kX>();
   }
   template <int kTile>
-  static inline void LoadWeights(const RowMajor& w, int64_t output, int64_t step);
+  static inline void LoadWeights(const RowMajor& w, int64_t step);
   static inline void StoreResult(const float* c, float* sums);
 };
 struct Int8Tiles {
-  using Weights = Panels;
+  using Weights = Panel;
   static constexpr int64_t kDepth = kTileBytes;
 
   template <int kC, int kW, int kX>
@@ -62,9 +63,8 @@ struct Int8Tiles {
     TileDotInt8<kC, kX, kW>();
   }
   template <int kTile>
-  static inline void LoadWeights(const Panels& w, int64_t output, int64_t step) {
-    const int64_t panel = output / kPanelOutputs * Int8PanelBytes(w.cols);
-    TileLoad<kTile>(w.data + panel + step * kPackedStep * 4, kTileBytes);
+  static inline void LoadWeights(const Panel& w, int64_t step) {
+    TileLoad<kTile>(w.data + step * kPackedStep * 4, kTileBytes);
   }
   static inline void StoreResult(const float* c, float* sums) {
     for (int r = 0; r < kTileDim; ++r) {
@@ -142,16 +142,15 @@ void Int8Pack(const GemmArgs& args, int64_t first, int64_t last, void* packed) {
 
 // What lies past the matrix is 0.
 template <int kTile>
-inline void Bf16Tiles::LoadWeights(const RowMajor& w, int64_t output, int64_t step) {
+inline void Bf16Tiles::LoadWeights(const RowMajor& w, int64_t step) {
   const int64_t k = step * kDepth;
-  const bf16* data = w.data + output * w.cols + k;
-  if (output + kTileDim <= w.rows && k + kDepth <= w.cols) {
-    TileLoad<kTile>(data, w.cols * int64_t{sizeof(bf16)});
+  if (w.rows >= kTileDim && k + kDepth <= w.cols) {
+    TileLoad<kTile>(w.data + k, w.cols * int64_t{sizeof(bf16)});
     return;
   }
   alignas(64) bf16 edge[kTileDim * kDepth] = {};
-  for (int64_t r = 0; r < kTileDim && output + r < w.rows; ++r) {
-    for (int64_t i = 0; i < kDepth && k + i < w.cols; ++i) edge[r * kDepth + i] = data[r * w.cols + i];
+  for (int64_t r = 0; r < kTileDim && r < w.rows; ++r) {
+    for (int64_t i = 0; i < kDepth && k + i < w.cols; ++i) edge[r * kDepth + i] = w.data[r * w.cols + k + i];
   }
   TileLoad<kTile>(edge, kTileBytes);
 }
@@ -169,10 +168,25 @@ struct PackedRows {
   int64_t block_stride;  // floats
 };
 
-// c[2 o + r] (+)= weights [row + 16 o, ..] x rows block r over steps [first, last): kOutputs and kRows are 1
-// or 2.
+// Two tiles' outputs of a matrix, or one. Tiles fetch what lies `ahead` bytes behind their weights, line by
+// line: of each step's kTileLines those from `line` on, `lines` of them.
+template <typename Tiles>
+struct TileOutputs {
+  typename Tiles::Weights w[2];
+  int tiles;
+  int64_t ahead;
+  int64_t line = 0, lines = 0;
+
+  inline void FetchAhead(int tile, int64_t step) const {
+    const char* next =
+        reinterpret_cast<const char*>(w[tile].data) + ahead + (step * kTileLines + line) * kTileBytes;
+    for (int64_t i = 0; i < lines; ++i) PrefetchFar(next + i * kTileBytes);
+  }
+};
+
+// c[2 o + r] (+)= tile o's outputs x rows block r over steps [first, last): kOutputs and kRows are 1 or 2.
 template <typename Tiles, int kOutputs, int kRows>
-void DotTiles(const typename Tiles::Weights& w, int64_t output, PackedRows x, int64_t first, int64_t last,
+void DotTiles(const TileOutputs<Tiles>& outputs, PackedRows x, int64_t first, int64_t last,
               float (*c)[kTileFloats]) {
   constexpr int64_t kStride = kTileDim * 4;
   if (first == 0) {
@@ -187,7 +201,8 @@ void DotTiles(const typename Tiles::Weights& w, int64_t output, PackedRows x, in
     if constexpr (kOutputs > 1 && kRows > 1) TileLoad<3>(c[3], kStride);
   }
   for (int64_t s = first; s < last; ++s) {
-    Tiles::template LoadWeights<4>(w, output, s);
+    Tiles::template LoadWeights<4>(outputs.w[0], s);
+    outputs.FetchAhead(0, s);
     TileLoad<6>(x.data + s * kPackedStep, kStride);
     Tiles::template Dot<0, 4, 6>();
     if constexpr (kRows > 1) {
@@ -195,7 +210,8 @@ void DotTiles(const typename Tiles::Weights& w, int64_t output, PackedRows x, in
       Tiles::template Dot<1, 4, 7>();
     }
     if constexpr (kOutputs > 1) {
-      Tiles::template LoadWeights<5>(w, output + kTileDim, s);
+      Tiles::template LoadWeights<5>(outputs.w[1], s);
+      outputs.FetchAhead(1, s);
       Tiles::template Dot<2, 5, 6>();
     }
     if constexpr (kOutputs > 1 && kRows > 1) Tiles::template Dot<3, 5, 7>();
@@ -207,115 +223,119 @@ void DotTiles(const typename Tiles::Weights& w, int64_t output, PackedRows x, in
 }
 
 template <typename Tiles>
-void DotTiles(int outputs, int rows, const typename Tiles::Weights& w, int64_t output, PackedRows x,
-              int64_t first, int64_t last, float (*c)[kTileFloats]) {
-  if (outputs > 1) {
-    rows > 1 ? DotTiles<Tiles, 2, 2>(w, output, x, first, last, c)
-             : DotTiles<Tiles, 2, 1>(w, output, x, first, last, c);
+void DotTiles(const TileOutputs<Tiles>& outputs, int row_blocks, PackedRows x, int64_t first, int64_t last,
+              float (*c)[kTileFloats]) {
+  if (outputs.tiles > 1) {
+    row_blocks > 1 ? DotTiles<Tiles, 2, 2>(outputs, x, first, last, c)
+                   : DotTiles<Tiles, 2, 1>(outputs, x, first, last, c);
   } else {
-    rows > 1 ? DotTiles<Tiles, 1, 2>(w, output, x, first, last, c)
-             : DotTiles<Tiles, 1, 1>(w, output, x, first, last, c);
+    row_blocks > 1 ? DotTiles<Tiles, 1, 2>(outputs, x, first, last, c)
+                   : DotTiles<Tiles, 1, 1>(outputs, x, first, last, c);
   }
 }
 
-// sums[r][o] = row r of x . output o of w, for row_blocks (1, 2) blocks of rows and o in [0, count).
-// `depth` steps of k are taken for all outputs before the next ones; the results wait in `tiles`, four for
-// every 32 outputs.
+// The epilogue of `count` columns from `first` on, of all rows: results are four tiles for each two blocks of
+// rows, as DotTiles leaves them.
 template <typename Tiles>
-void DotRows(const typename Tiles::Weights& w, int count, PackedRows x, int row_blocks, int64_t depth,
-             float (*tiles)[kTileFloats], float* sums) {
-  const int64_t steps = Steps<Tiles>(w.cols);
-  for (int64_t s = 0; s < steps; s += depth) {
-    const int64_t last = s + depth < steps ? s + depth : steps;
-    for (int o = 0; o < count; o += kBlockOutputs) {
-      const int output_blocks = count - o > kTileDim ? 2 : 1;
-      DotTiles<Tiles>(output_blocks, row_blocks, w, o, x, s, last, tiles + o / kBlockOutputs * 4);
+void FinishTiles(const GemmArgs& args, float (*results)[kTileFloats], int tiles, const float* x_scale,
+                 int64_t first, int count) {
+  alignas(64) float sums[2 * kTileDim * kSumsStride];
+  for (int64_t row = 0; row < args.n; row += 2 * kTileDim, results += 4) {
+    const int64_t rows = args.n - row < 2 * kTileDim ? args.n - row : 2 * kTileDim;
+    for (int tile = 0; tile < tiles; ++tile) {
+      for (int block = 0; block * kTileDim < rows; ++block) {
+        Tiles::StoreResult(results[2 * tile + block],
+                           sums + block * kTileDim * kSumsStride + tile * kTileDim);
+      }
     }
-  }
-  for (int o = 0; o < count; o += kTileDim) {
-    const float (*c)[kTileFloats] = tiles + o / kTileDim * 2;
-    for (int r = 0; r < row_blocks; ++r) Tiles::StoreResult(c[r], sums + r * kTileDim * kSumsStride + o);
-  }
-}
-
-// Columns [first, first + count) of all rows; w: their weights, and w_up those of the second half (kSwiGlu),
-// each from its own row on. x_scale [n]: of quantised rows, else null.
-template <typename Tiles>
-void TileColumns(const GemmArgs& args, const typename Tiles::Weights& w, const typename Tiles::Weights& w_up,
-                 const float* packed, const float* x_scale, int64_t first, int count) {
-  constexpr int kTiles = kGemmBlock / kBlockOutputs * 4;
-  constexpr int64_t kSums = int64_t{kBlockRows} * kSumsStride;
-  float* scratch = static_cast<float*>(
-      ThreadScratch(ScratchArea::kTask, (kTiles * kTileFloats + 2 * kSums) * int64_t{sizeof(float)}));
-  float (*tiles)[kTileFloats] = reinterpret_cast<float (*)[kTileFloats]>(scratch);
-  float *sums = scratch + kTiles * kTileFloats, *up = sums + kSums;
-
-  TileConfigure();
-  const int64_t steps = Steps<Tiles>(args.w.cols), block_stride = steps * kPackedStep,
-                blocks = RowBlocks(args.n);
-  const int64_t depth = blocks <= 2 ? steps : kDepthSteps;  // few rows: weights are read once, in order
-  for (int64_t b = 0; b < blocks; b += 2) {
-    const PackedRows x = {packed + b * block_stride, block_stride};
-    const int row_blocks = blocks - b > 1 ? 2 : 1;
-    DotRows<Tiles>(w, count, x, row_blocks, depth, tiles, sums);
-    if (args.epilogue == Epilogue::kSwiGlu) DotRows<Tiles>(w_up, count, x, row_blocks, depth, tiles, up);
-    const int64_t row = b * kTileDim, rows = args.n - row < kBlockRows ? args.n - row : kBlockRows;
     for (int64_t i = 0; i < rows; ++i) {
       const float scale = x_scale == nullptr ? 1.0f : x_scale[row + i];
-      Finish(args, row + i, scale, first, count, sums + i * kSumsStride, up + i * kSumsStride);
+      Finish(args, row + i, scale, first, count, sums + i * kSumsStride, sums + i * kSumsStride + kTileDim);
     }
+  }
+}
+
+// Columns [first, last) of all rows. weights_of(part, o): those of 16 outputs from column o on, of the second
+// half for part 1 (kSwiGlu). x_scale [n]: of quantised rows, else null.
+template <typename Tiles, typename WeightsOf>
+void TileColumns(const GemmArgs& args, const WeightsOf& weights_of, const float* packed, const float* x_scale,
+                 int64_t first, int64_t last) {
+  const bool swiglu = args.epilogue == Epilogue::kSwiGlu;
+  const int64_t steps = Steps<Tiles>(args.w.cols), block_stride = steps * kPackedStep;
+  const int64_t blocks = RowBlocks(args.n), pairs = (blocks + 1) / 2;
+  const int64_t width = swiglu ? kTileDim : 2 * kTileDim;
+  const int64_t tile_bytes = kTileDim * args.w.cols * int64_t{sizeof(*Tiles::Weights::data)};
+  const int64_t depth = pairs == 1 ? steps : kDepthSteps;  // few rows: weights are read once, in order
+  auto* results = reinterpret_cast<float (*)[kTileFloats]>(
+      ThreadScratch(ScratchArea::kTask, pairs * 4 * kTileFloats * int64_t{sizeof(float)}));
+
+  TileConfigure();
+  for (int64_t o = first; o < last; o += width) {
+    const int count = static_cast<int>(last - o < width ? last - o : width);
+    TileOutputs<Tiles> outputs;
+    outputs.tiles = swiglu || count > kTileDim ? 2 : 1;
+    outputs.w[0] = weights_of(0, o);
+    if (outputs.tiles > 1) outputs.w[1] = swiglu ? weights_of(1, o) : weights_of(0, o + kTileDim);
+    outputs.ahead = width / kTileDim * tile_bytes;
+    outputs.lines = (kTileLines + pairs - 1) / pairs;
+    for (int64_t s = 0; s < steps; s += depth) {
+      const int64_t stop = s + depth < steps ? s + depth : steps;
+      for (int64_t p = 0; p < pairs; ++p) {
+        outputs.line = p * outputs.lines;
+        const PackedRows x = {packed + 2 * p * block_stride, block_stride};
+        DotTiles<Tiles>(outputs, 2 * p + 1 < blocks ? 2 : 1, x, s, stop, results + p * 4);
+      }
+    }
+    FinishTiles<Tiles>(args, results, outputs.tiles, x_scale, o, count);
   }
   TileRelease();
 }
 
-// count rows of int8 weights as bf16, which holds them exactly.
-RowMajor Widen(const WeightMatrix& w, int64_t row, int64_t count, bf16* to) {
+// `count` rows of int8 weights as bf16, which holds them exactly.
+void Widen(const WeightMatrix& w, int64_t row, int64_t count, bf16* to) {
   const int8_t* from = static_cast<const int8_t*>(w.data) + row * w.cols;
   const int64_t size = count * w.cols;
   int64_t i = 0;
   for (; i + kLanes <= size; i += kLanes) Store(to + i, Load(from + i));
   if (i < size)
     StorePartial(to + i, LoadPartial(from + i, static_cast<int>(size - i)), static_cast<int>(size - i));
-  return {to, count, w.cols};
 }
 
 // A block of columns is widened once, into the second-level cache, and read from there by all rows.
-void WidenedColumns(const GemmArgs& args, const void* packed, int64_t first, int count) {
-  const int64_t block = count * args.w.cols;
+void WidenedColumns(const GemmArgs& args, const void* packed, int64_t first, int64_t last) {
+  const int64_t cols = args.w.cols, count = last - first, block = count * cols;
   bf16* widened = static_cast<bf16*>(ThreadScratch(ScratchArea::kTiles, 2 * block * int64_t{sizeof(bf16)}));
-  const bool two = args.epilogue == Epilogue::kSwiGlu;
-  const RowMajor w = Widen(args.w, first, count, widened);
-  const RowMajor up = two ? Widen(args.w, args.w.rows / 2 + first, count, widened + block) : w;
-  TileColumns<Bf16Tiles>(args, w, up, static_cast<const float*>(packed), nullptr, first, count);
-}
-
-// The matrix from row `first` on.
-RowMajor From(const WeightMatrix& w, int64_t first) {
-  return {static_cast<const bf16*>(w.data) + first * w.cols, w.rows - first, w.cols};
+  Widen(args.w, first, count, widened);
+  if (args.epilogue == Epilogue::kSwiGlu) Widen(args.w, args.w.rows / 2 + first, count, widened + block);
+  const auto weights_of = [&](int part, int64_t o) {
+    return RowMajor{widened + part * block + (o - first) * cols, last - o, cols};
+  };
+  TileColumns<Bf16Tiles>(args, weights_of, static_cast<const float*>(packed), nullptr, first, last);
 }
 
 void Columns(const GemmArgs& args, const void* packed, int64_t first, int64_t last) {
   if (MultipliesFloat32(args)) return kAvx512Gemm.columns(args, packed, first, last);
-  const int count = static_cast<int>(last - first);
-  if (args.w.dtype == DType::kI8) return WidenedColumns(args, packed, first, count);
-  TileColumns<Bf16Tiles>(args, From(args.w, first), From(args.w, args.w.rows / 2 + first),
-                         static_cast<const float*>(packed), nullptr, first, count);
+  if (args.w.dtype == DType::kI8) return WidenedColumns(args, packed, first, last);
+  const auto weights_of = [&](int part, int64_t o) {
+    const int64_t row = part * (args.w.rows / 2) + o;
+    return RowMajor{static_cast<const bf16*>(args.w.data) + row * args.w.cols, args.w.rows - row,
+                    args.w.cols};
+  };
+  TileColumns<Bf16Tiles>(args, weights_of, static_cast<const float*>(packed), nullptr, first, last);
 }
 
 void Int8Columns(const GemmArgs& args, const void* packed, int64_t first, int64_t last) {
   const auto* scale =
       reinterpret_cast<const float*>(static_cast<const char*>(packed) + PackedRowBytes<Int8Tiles>(args));
-  const Panels w = {Int8Panel(args.w, 0, first), args.w.cols};
-  const Panels up = args.w.parts > 1 ? Panels{Int8Panel(args.w, 1, first), args.w.cols} : w;
-  TileColumns<Int8Tiles>(args, w, up, static_cast<const float*>(packed), scale, first,
-                         static_cast<int>(last - first));
+  const auto weights_of = [&](int part, int64_t o) { return Panel{Int8Panel(args.w, part, o)}; };
+  TileColumns<Int8Tiles>(args, weights_of, static_cast<const float*>(packed), scale, first, last);
 }
 
 }  // namespace
 
 const GemmKernel kAmxGemm = {PackedBytes, Pack, Columns, /*pack_grain=*/kTileDim,
-                             /*column_grain=*/kBlockOutputs};
+                             /*column_grain=*/2 * kTileDim};
 const GemmKernel kAmxInt8Gemm = {Int8PackedBytes, Int8Pack, Int8Columns, /*pack_grain=*/1,
-                                 /*column_grain=*/kBlockOutputs};
+                                 /*column_grain=*/2 * kTileDim};
 
 }  // namespace genrecall

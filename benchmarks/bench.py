@@ -3,8 +3,9 @@
     python benchmarks/bench.py [--shapes 0.5b 1.5b] [--systems genrecall torch] [--compare FILE]
 
 Measures the machine's peaks, then: latency of one request over beam widths for every system, the
-engine under many requests, the recall index over catalogue sizes. Prints tables, writes
-OUTPUT/results.jsonl (see report.py) and plots. A benchmark, not a test: nothing else should run.
+engine under many requests, requests while the recall index is replaced, the index over catalogue
+sizes. Prints tables, writes OUTPUT/results.jsonl (see report.py) and plots. A benchmark, not a
+test: nothing else should run.
 """
 
 import argparse
@@ -19,13 +20,15 @@ import floor
 import machine as machines
 import numpy as np
 import plots
+import replacement
 import report
 import systems
 import throughput
 import workload
 from rich.console import Console
 
-SECTIONS = ("latency", "throughput", "catalogue")
+SECTIONS = ("latency", "throughput", "replacement", "catalogue")
+OF_SHAPES = {"latency", "throughput", "replacement"}  # sections that need a decoder
 
 
 def prepare(folder, shape, args):
@@ -89,8 +92,12 @@ def measure_throughput(machine, shape, made, args, recorder):
             continue
         engine = Engine(str(path), num_threads=args.threads)
         best = 0.0
+
+        def ask(i, engine=engine):
+            engine.submit(prompts[i % len(prompts)], index, beam_width=width).result()
+
         for clients in args.clients:
-            found = throughput.closed_loop(engine, index, prompts, width, clients, args.seconds)
+            found = throughput.closed_loop(ask, clients, args.seconds)
             together = floor.floor_ms(
                 machine, shape, engine.isa, system.dtype, width, args.prompt_tokens, clients
             )
@@ -116,6 +123,15 @@ def measure_throughput(machine, shape, made, args, recorder):
                 limit_ms=limit,
                 per_second=rate,
             )
+
+
+def measure_replacement(shape, folder, args, recorder):
+    """Slowest request while an index of the largest size is replaced, for the own systems."""
+    for system in chosen_systems(args):
+        path = folder / f"model-{system.dtype}.gguf"
+        if system.own and path.exists():
+            found = replacement.run(path, shape, args)
+            recorder.add("replacement", shape=shape, system=system.name, **found)
 
 
 def chosen_systems(args):
@@ -153,6 +169,23 @@ def print_report(recorder, args, console):
     )
     report.plain_table(
         records,
+        "replacement",
+        {
+            "system": ("system", ""),
+            "items": ("items", ",d"),
+            "clients": ("clients", ""),
+            "p50 ms": ("p50_ms", ".0f"),
+            "p99 ms": ("p99_ms", ".0f"),
+            "slowest ms": ("slowest_ms", ".0f"),
+            "slowest while replaced": ("replaced_slowest_ms", ".0f"),
+            "of the median": ("replaced_over_p50", ".2f"),
+            "new one answers after s": ("first_answer_max_s", ".1f"),
+        },
+        "the recall index replaced under load",
+        console,
+    )
+    report.plain_table(
+        records,
         "catalogue",
         {
             "items": ("items", ",d"),
@@ -181,6 +214,7 @@ def parse_args(argv):
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--limits_ms", type=float, nargs="+", default=[100, 200, 500])
     parser.add_argument("--seconds", type=float, default=10, help="of each load")
+    parser.add_argument("--replacements", type=int, default=5, help="of the recall index")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--limit_s", type=float, default=60, help="of one width of one system")
     parser.add_argument("--threads", type=int, default=machines.describe()["cpus"])
@@ -205,13 +239,15 @@ def main(argv=None):
     recorder.add("machine", **machines.describe(), **asdict(machine), doubts=doubts)
     for doubt in doubts:
         console.print(f"[bold]{doubt}[/bold]", highlight=False)
-    for shape in args.shapes if {"latency", "throughput"} & set(args.sections) else ():
+    for shape in args.shapes if OF_SHAPES & set(args.sections) else ():
         with tempfile.TemporaryDirectory(dir=args.output) as folder:
             made = prepare(Path(folder), shape, args)
             if "latency" in args.sections:
                 measure_latency(machine, shape, made.folder, args, recorder, console)
             if "throughput" in args.sections:
                 measure_throughput(machine, shape, made, args, recorder)
+            if "replacement" in args.sections:
+                measure_replacement(shape, made.folder, args, recorder)
     if "catalogue" in args.sections:
         for figures in catalogue.over_sizes(args.sizes, width=128):
             recorder.add("catalogue", slowest_step_ms=max(figures["step_ms"]), **figures)

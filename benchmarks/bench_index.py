@@ -36,10 +36,10 @@ def timed(function):
     return result, time.perf_counter() - wall, time.process_time() - cpu
 
 
-def build_and_save(items, path, seed):
-    """Builds an index of random rows and saves it."""
+def build_and_save(items, path, seed, first_item_id=10**12):
+    """Builds an index of random rows and saves it; item ids go up from the first by sevens."""
     rng = np.random.default_rng(seed)
-    item_id = rng.permutation(np.arange(items, dtype=np.int64) * 7 + 10**12)
+    item_id = rng.permutation(np.arange(items, dtype=np.int64) * 7 + first_item_id)
     codes = rng.integers(0, 256, (items, len(LEVEL_SIZES)), dtype=np.int32)
     weight = rng.random(items, dtype=np.float32)
     index, wall, cpu = timed(lambda: kernels.RecallIndex.build(LEVEL_SIZES, item_id, codes, weight))

@@ -13,11 +13,10 @@ import json
 import os
 import sys
 import threading
-import time
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from throughput import Latencies
+from throughput import closed_loop
 
 WARM_UP_REQUESTS = 3
 
@@ -83,29 +82,18 @@ def measure(predict, requests, concurrency, seconds):
     """Runs `concurrency` clients for `seconds` and returns a Result."""
     from genrecall.serving.errors import ServingError
 
-    latencies, failures = [[] for _ in range(concurrency)], [0] * concurrency
-    end = time.perf_counter() + seconds
+    said = threading.Event()  # one failure's words will do
 
-    def client(number):
-        i = number
-        while (start := time.perf_counter()) < end:
-            try:
-                predict(requests[i % len(requests)])
-                latencies[number].append(time.perf_counter() - start)
-            except ServingError as error:
-                if not any(failures):  # one will do
-                    print(f"{error.code.name}: {error.message}", file=sys.stderr)
-                failures[number] += 1
-            i += concurrency
+    def ask(i):
+        try:
+            predict(requests[i % len(requests)])
+        except ServingError as error:
+            if not said.is_set():
+                said.set()
+                print(f"{error.code.name}: {error.message}", file=sys.stderr)
+            raise
 
-    begin = time.perf_counter()
-    threads = [threading.Thread(target=client, args=(n,)) for n in range(concurrency)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    wall = time.perf_counter() - begin
-    found = Latencies(1e3 * np.concatenate(latencies), sum(failures), wall)
+    found = closed_loop(ask, concurrency, seconds, failure=ServingError)
     latency_ms = found.percentiles(50, 90, 99, 100)
     return Result(concurrency, len(found.ms), found.failed, found.per_second, *latency_ms)
 

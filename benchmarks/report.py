@@ -13,7 +13,12 @@ from rich.table import Table
 
 # What two runs are matched by, and which of a record's figures are compared (less is better).
 _KEYS = ("benchmark", "shape", "system", "width", "clients", "limit_ms", "items")
-_FIGURES = {"latency": "median_ms", "closed_loop": "p50_ms", "catalogue": "build_s"}
+_FIGURES = {
+    "latency": "median_ms",
+    "closed_loop": "p50_ms",
+    "replacement": "replaced_slowest_ms",
+    "catalogue": "build_s",
+}
 
 
 class Recorder:

@@ -7,6 +7,7 @@ latency; the highest rate with p99 under a limit is what a server can promise.
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,28 +34,46 @@ class Latencies:
         return {"per_second": self.per_second, "p50_ms": p50, "p99_ms": p99, "failed": self.failed}
 
 
-def closed_loop(engine, index, prompts, width, clients, seconds):
-    """Latencies of `clients` that keep one request each in flight for `seconds`."""
-    took, failed, end = [[] for _ in range(clients)], [0] * clients, time.monotonic() + seconds
+def keep_asking(ask, clients, goes_on):
+    """Runs threads that each keep one request in flight, until none of them goes on.
+
+    Args:
+      ask: ask(i) sends request i and waits for its answer; every i is asked once. What it raises is
+        raised here when the others have ended.
+      clients: how many threads.
+      goes_on: called before each request; False ends the client.
+    """
 
     def client(number):
         i = number
-        while time.monotonic() < end:
-            start = time.perf_counter()
-            try:
-                engine.submit(prompts[i % len(prompts)], index, beam_width=width).result()
-                took[number].append((time.perf_counter() - start) * 1e3)
-            except RuntimeError:
-                failed[number] += 1
+        while goes_on():
+            ask(i)
             i += clients
 
-    start = time.monotonic()
-    threads = [threading.Thread(target=client, args=(n,)) for n in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return Latencies(np.concatenate(took), sum(failed), time.monotonic() - start)
+    with ThreadPoolExecutor(clients) as pool:
+        for ended in [pool.submit(client, number) for number in range(clients)]:
+            ended.result()
+
+
+def closed_loop(ask, clients, seconds, failure=RuntimeError):
+    """Latencies of `clients` that keep one request each in flight for `seconds`.
+
+    Args:
+      ask: ask(i) sends request i and waits for its answer.
+      failure: what a request that was refused or failed raises.
+    """
+    took, failures, start = [], [], time.monotonic()
+
+    def timed(i):
+        sent = time.perf_counter()
+        try:
+            ask(i)
+            took.append((time.perf_counter() - sent) * 1e3)
+        except failure as error:
+            failures.append(error)
+
+    keep_asking(timed, clients, lambda: time.monotonic() < start + seconds)
+    return Latencies(np.array(took), len(failures), time.monotonic() - start)
 
 
 def open_loop(engine, index, prompts, width, rate, seconds, seed=0):

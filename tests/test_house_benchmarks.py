@@ -17,8 +17,8 @@ def modules(monkeypatch):
 
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.syspath_prepend(str(BENCHMARKS / "runners"))
-    names = "bench bench_serving floor machine report workload torch_loop throughput".split()
-    yield {name: importlib.import_module(name) for name in names}
+    names = "bench bench_serving floor machine replacement report torch_loop throughput workload"
+    yield {name: importlib.import_module(name) for name in names.split()}
     for name in list(sys.modules):  # their names are too plain to stay
         if str(BENCHMARKS) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
@@ -86,14 +86,20 @@ def test_peaks_are_measured(modules):
 
 def test_one_command_measures_stores_draws_and_compares(modules, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(modules["machine"], "measure", lambda _: reference_machine(modules))
+    monkeypatch.setenv("GENRECALL_INDEX_POLL_MS", "20")
     arguments = ["--shapes", "tiny", "--repeats", "1", "--widths", "3", "--items", "300"]
     arguments += ["--systems", "genrecall bf16", "torch loop f32", "--prompt_tokens", "12"]
     more = ["--clients", "2", "--seconds", "0.2", "--sizes", "1000", "--limits_ms", "500"]
+    more += ["--replacements", "3"]
     modules["bench"].main([*arguments, *more, "--output", str(tmp_path / "a")])
     records = [json.loads(x) for x in (tmp_path / "a" / "results.jsonl").read_text().splitlines()]
     assert [r["benchmark"] for r in records] == [
-        *("machine", "latency", "latency", "closed_loop", "highest_rate", "catalogue")
+        *("machine", "latency", "latency", "closed_loop", "highest_rate"),
+        *("replacement", "catalogue"),
     ]
+    replaced = records[-2]
+    assert replaced["items"] == 1000 and len(replaced["first_answer_s"]) == 3
+    assert 0 < replaced["p50_ms"] <= replaced["replaced_slowest_ms"] <= replaced["slowest_ms"]
     assert records[1]["of_floor"] == pytest.approx(records[1]["floor_ms"] / records[1]["median_ms"])
     assert {p.name for p in (tmp_path / "a").glob("*.png")} == {
         *("latency_tiny.png", "throughput.png", "catalogue.png")
@@ -148,6 +154,45 @@ def test_latencies_are_percentiles_of_what_was_answered(modules):
     assert found.row() == {"per_second": 50.5, "p50_ms": 50, "p99_ms": 99, "failed": 3}
     assert found.percentiles(0, 90, 100).tolist() == [0, 90, 100]
     assert np.isnan(latencies(np.zeros(0), 3, 2.0).percentiles(50, 99)).all()
+
+
+def test_the_slowest_request_of_a_replacement_is_any_that_overlaps_it(modules):
+    """Requests of 1 s, one of 3 s during the replacement, one of 9 s long after."""
+    replacement = modules["replacement"]
+    after = 100 * replacement.POLL_S
+    answers = [replacement.Answer(float(t), t + 1.0, 1) for t in range(9)]
+    answers += [replacement.Answer(9.0, 12.0, 1), replacement.Answer(12.0, 13.0, 2)]
+    answers += [replacement.Answer(13 + after, 22 + after, 2)]
+    replaced = replacement.Replacement(catalogue=2, renamed=11.5, first_answer=13.0)
+    found = replacement.figures(answers, [replaced])
+    assert found["requests"] == 12 and found["p50_ms"] == 1000
+    assert found["replaced_requests"] == 2 and found["replaced_over_p50"] == 3
+    assert found["slowest_over_p50"] == 9 and found["first_answer_s"] == [1.5]
+    replacement.check_answers(answers, [replaced])
+    late = replacement.Answer(14.0, 15.0, 1)
+    with pytest.raises(AssertionError, match="sent=14.0, .* catalogue=1.* after Replacement"):
+        replacement.check_answers([*answers, late], [replaced])
+
+
+def test_an_answer_comes_from_one_catalogue(modules):
+    replacement = modules["replacement"]
+    ids = np.array([[2 * replacement.FIRST_ITEM_ID, 2 * replacement.FIRST_ITEM_ID + 7]])
+    assert replacement.catalogue_of(ids) == 2
+    for other in (ids[0, 0] // 2, -1):  # of another catalogue, and padding
+        with pytest.raises(AssertionError, match="an answer from catalogues"):
+            replacement.catalogue_of(np.append(ids, other))
+
+
+def test_what_a_client_raises_ends_the_run(modules):
+    def ask(i):
+        if i >= 5:
+            raise ValueError(f"request {i}")
+        asked.append(i)
+
+    asked = []
+    with pytest.raises(ValueError, match="request 6"):  # the first client's
+        modules["throughput"].keep_asking(ask, 2, lambda: True)
+    assert sorted(asked) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("answers", [True, False])

@@ -193,6 +193,52 @@ def test_replaced_under_a_stream_of_requests(asset, watched):
     assert not wrong
 
 
+def private_bytes():
+    """Bytes that this process holds in memory of its own."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("RssAnon:"))
+
+
+def test_a_replaced_index_is_freed_by_the_watcher(asset, watched, monkeypatch):
+    """Not by the request that was the last to hold it, which would wait for that."""
+    monkeypatch.setenv("GENRECALL_INDEX_POLL_MS", "1000")
+    write_index(watched, "large.gguf", 1000, items=2_500_000)  # beyond malloc's heap
+    before = private_bytes()
+    resource = tf_ops.RecallIndexResource(asset, "space-a")
+    with_large = private_bytes()
+    half_freed = (before + with_large) / 2
+    assert with_large > before + 40e6
+    snapshot = tf_ops.acquire_index(resource)
+    write_index(watched, "small.gguf", 2000, items=60)
+    wait_for(lambda: serving(resource) == 60)
+    del snapshot  # just after a scan, so the next one is most of a second away
+    assert private_bytes() > half_freed, "freed by who let go of it"
+    wait_for(lambda: private_bytes() < half_freed)
+
+
+def nice_values():
+    """Scheduling priority of each thread of this process: {thread: nice value}."""
+    values = {}
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{task}/stat", encoding="utf-8") as stat:
+            values[task] = int(stat.read().rsplit(")", 1)[1].split()[16])
+    return values
+
+
+def test_the_watcher_gives_way_to_requests(asset, watched):
+    """Its thread alone has a lower priority, whatever the process' own is."""
+    lower = min(os.nice(0) + 10, 19)
+    before = nice_values()
+    resource = tf_ops.RecallIndexResource(asset, "space-a")
+
+    def lowered():
+        now = nice_values()
+        return [task for task in now if task not in before and now[task] == lower]
+
+    wait_for(lambda: len(lowered()) == 1)
+    assert set(before.values()) == {os.nice(0)} and serving(resource) == 50
+
+
 def test_a_dropped_resource_stops_watching(asset, watched):
     resource = tf_ops.RecallIndexResource(asset, "space-a")
     del resource

@@ -1,8 +1,8 @@
 #include "tf_ops/index_resource.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -50,13 +50,14 @@ Result<IndexResource*> IndexResource::Create(const std::string& asset_path,
           metrics::CountIndexRejected();
           LOG(ERROR) << "genrecall: recall index " << path
                      << " refused, the old one goes on serving: " << why.message();
-        });
+        },
+        [self] { self->FreeRetired(); });
   }
   return resource.release();
 }
 
 Status IndexResource::Replace(const std::string& path) {
-  const std::shared_ptr<const RecallIndex> old = snapshot();
+  std::shared_ptr<const RecallIndex> old = snapshot();
   auto loaded = RecallIndex::Load(path, old->sid_space().digest);
   if (!loaded.ok()) return loaded.status();
   std::shared_ptr<const RecallIndex> index = loaded.value();
@@ -65,10 +66,17 @@ Status IndexResource::Replace(const std::string& path) {
     std::lock_guard<std::mutex> lock(mutex_);
     index_ = index;
   }
+  retired_.push_back(std::move(old));
   metrics::CountIndexReplaced();
   metrics::SetIndexItems(index->sid_space().digest, index->num_items());
   LOG(INFO) << "genrecall: recall index " << path << " serves " << index->num_items() << " items";
   return Status();
+}
+
+void IndexResource::FreeRetired() {
+  // Nobody can take a snapshot of them any more, so who holds the only reference goes on doing so.
+  const auto unused = [](const std::shared_ptr<const RecallIndex>& index) { return index.use_count() == 1; };
+  retired_.erase(std::remove_if(retired_.begin(), retired_.end(), unused), retired_.end());
 }
 
 std::shared_ptr<const RecallIndex> IndexResource::snapshot() const {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "kernels/recall_index.h"
 #include "tensorflow/core/framework/resource_base.h"
@@ -21,7 +22,8 @@ class IndexResource : public tensorflow::ResourceBase {
   // sizes or its facets are not the asset's.
   static Result<IndexResource*> Create(const std::string& asset_path, const std::string& sid_space_digest);
 
-  // The index that serves now. Whoever holds it keeps it, whatever is published meanwhile.
+  // The index that serves now. Whoever holds it keeps it, whatever is published meanwhile. The last one to
+  // let go of a replaced index does not pay for freeing it: the watcher does, within a poll.
   std::shared_ptr<const RecallIndex> snapshot() const;
 
   std::string DebugString() const override;
@@ -29,11 +31,13 @@ class IndexResource : public tensorflow::ResourceBase {
 
  private:
   explicit IndexResource(std::shared_ptr<const RecallIndex> asset) : index_(std::move(asset)) {}
-  Status Replace(const std::string& path);  // on the watcher's thread
+  Status Replace(const std::string& path);  // these two on the watcher's thread
+  void FreeRetired();
 
   mutable std::mutex mutex_;
   std::shared_ptr<const RecallIndex> index_;
-  std::unique_ptr<IndexWatcher> watcher_;  // last: its thread uses the rest
+  std::vector<std::shared_ptr<const RecallIndex>> retired_;  // replaced; the watcher's thread only
+  std::unique_ptr<IndexWatcher> watcher_;                    // last: its thread uses the rest
 };
 
 }  // namespace genrecall

@@ -21,15 +21,22 @@ namespace genrecall {
 // handed over once per version of the file, then the next older one has its turn, down to the one that
 // serves. An empty or missing directory changes nothing. Put files there by writing beside and renaming; a
 // file seen half written is refused, and tried again when it has grown.
+//
+// Its thread gives way to the threads that answer requests: a request waits for all of its compute threads,
+// so a load on one of their CPUs would slow it as if it ran on all of them.
 class IndexWatcher {
  public:
   // Loads and publishes the file; not OK: it was refused and nothing changed.
   using Load = std::function<Status(const std::string& path)>;
   // Called once per refused version of a file.
   using Rejected = std::function<void(const std::string& path, const Status& why)>;
+  // Called at the end of every scan.
+  using Scanned = std::function<void()>;
 
-  // Scans once before returning, then every `poll` in a thread of its own.
-  IndexWatcher(std::string directory, std::chrono::milliseconds poll, Load load, Rejected rejected);
+  // Scans once before returning, then every `poll` in a thread of its own. All three are called by whoever
+  // scans.
+  IndexWatcher(std::string directory, std::chrono::milliseconds poll, Load load, Rejected rejected,
+               Scanned scanned);
   ~IndexWatcher();  // waits for a load in progress
   IndexWatcher(const IndexWatcher&) = delete;
   IndexWatcher& operator=(const IndexWatcher&) = delete;
@@ -46,12 +53,14 @@ class IndexWatcher {
   };
   std::vector<File> NewestFirst() const;
   void Scan();
+  void LoadNewest();
   void Run();
 
   const std::string directory_;
   const std::chrono::milliseconds poll_;
   const Load load_;
   const Rejected rejected_;
+  const Scanned scanned_;
   // Only the constructor and then the thread touch these two.
   File serving_{};
   std::set<File> refused_;

@@ -38,7 +38,7 @@ inline void OnePanel(const Input* x, const int8_t* panel, const int8_t* next, co
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       int64_t words;
-      std::memcpy(&words, x + (q * kRows + r) * kPanelQuad, sizeof words);
+      __builtin_memcpy(&words, x + (q * kRows + r) * kPanelQuad, sizeof words);
       a[r] = _mm256_set1_epi64x(words);
     }
 #pragma GCC unroll 4

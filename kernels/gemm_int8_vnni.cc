@@ -52,7 +52,7 @@ void PanelTile(const Input* x, const WeightPanels& panels, float* sums) {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       int32_t quad;
-      std::memcpy(&quad, x + (q * kRows + r) * kPanelQuad, sizeof quad);
+      __builtin_memcpy(&quad, x + (q * kRows + r) * kPanelQuad, sizeof quad);
       const __m512i a = _mm512_set1_epi32(quad);
 #pragma GCC unroll 2
       for (int p = 0; p < kPanels; ++p) acc[r][p] = DotStep(acc[r][p], a, w[p]);

@@ -1,6 +1,5 @@
 #include "kernels/int8_panels.h"
 
-#include <algorithm>
 #include <cstring>
 
 namespace genrecall {

@@ -39,9 +39,9 @@ static inline int64_t Int8PanelOffset(int64_t o, int64_t k) {
 inline constexpr int64_t kNearBytes = 512;  // tiles fetch a panel so far ahead into the first-level cache
 inline constexpr int64_t kPanelSumsStride = 2 * kPanelOutputs;
 
-// One or two panels, as a tile of a gemm takes them: `count` outputs of each count, whose sums of weights are
-// row_sum. next: from there on the tile fetches memory for a later one, `next_step` bytes at each of its
-// steps.
+// One or two panels, as a tile of a gemm takes them. count: of a panel's outputs those that are there, 0 for
+// a second panel that is not; row_sum: of theirs. next: from there on the tile fetches memory for a later
+// one, `next_step` bytes at each of its steps.
 struct WeightPanels {
   const int8_t* data[2];
   const int8_t* next[2];

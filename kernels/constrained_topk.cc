@@ -128,14 +128,16 @@ void Perturb(const TopkArgs& args, int row, const Children& children, const floa
                      s->perturbed.data());
 }
 
-// step_score[i] of the row's children under args.normalize.
-void StepScores(const TopkArgs& args, int row, const Children& children, const float* logits, float max,
-                Scratch* s) {
+// The step scores of the row's children under args.normalize.
+const float* StepScores(const TopkArgs& args, int row, const Children& children, const float* logits,
+                        float max, Scratch* s) {
   const uint16_t* codes = args.index->codes(args.level);
+  const int size = args.index->level_size(args.level);
   float* step_score = s->step_score.data();
   const float* source = logits;
   if (args.normalize == Normalize::kLevel) {
-    LogSoftmax(logits, args.index->level_size(args.level), max, args.temperature, s->log_prob.data());
+    LogSoftmax(logits, size, max, args.temperature, s->log_prob.data());
+    if (children.count == size) return s->log_prob.data();  // every code has a child, in their order
     source = s->log_prob.data();
   }
   for (int i = 0; i < children.count; ++i) step_score[i] = source[codes[children.node(i)]];
@@ -145,6 +147,27 @@ void StepScores(const TopkArgs& args, int row, const Children& children, const f
                step_score);
   } else if (args.normalize == Normalize::kVocab) {
     SubtractNormalizer(args.log_normalizer[row], args.temperature, children.count, step_score);
+  }
+  return step_score;
+}
+
+// Adds a row's children. Once the best are many most children are none of them, and are turned away by the
+// block.
+void AddAll(float beam_score, const float* step_score, const Children& children, int row,
+            Selection* selection) {
+  constexpr int kBlock = 16;
+  int i = 0;
+  for (; i + kBlock <= children.count; i += kBlock) {
+    const float worst = selection->worst_score();
+    int wanted = 0;
+    for (int j = 0; j < kBlock; ++j) wanted |= beam_score + step_score[i + j] >= worst;
+    if (!wanted) continue;
+    for (int j = i; j < i + kBlock; ++j) {
+      selection->Add(beam_score + step_score[j], children.node(j), row, step_score[j]);
+    }
+  }
+  for (; i < children.count; ++i) {
+    selection->Add(beam_score + step_score[i], children.node(i), row, step_score[i]);
   }
 }
 
@@ -202,8 +225,7 @@ Status ConstrainedTopk(const TopkArgs& args, TopkBeams* out) {
     if (descends && rank < selection.worst_score()) continue;
 
     const Children children = LegalChildren(args, row, &scratch.legal);
-    StepScores(args, row, children, logits, max, &scratch);
-    const float* step_score = scratch.step_score.data();
+    const float* step_score = StepScores(args, row, children, logits, max, &scratch);
     if (args.sampling != nullptr) {
       Perturb(args, row, children, logits, &scratch);
       for (int i = 0; i < children.count; ++i) {
@@ -211,10 +233,7 @@ Status ConstrainedTopk(const TopkArgs& args, TopkBeams* out) {
       }
       continue;
     }
-    const float beam_score = args.beam_score[row];
-    for (int i = 0; i < children.count; ++i) {
-      selection.Add(beam_score + step_score[i], children.node(i), row, step_score[i]);
-    }
+    AddAll(args.beam_score[row], step_score, children, row, &selection);
   }
   WriteSurvivors(args, selection.Finish(), scratch, out);
   return Status();

@@ -91,6 +91,19 @@ def test_equals_brute_force(normalize, seed):
                 check(index, level, node, beam_score, logits, width, normalize, temperature)
 
 
+@pytest.mark.parametrize("normalize", ["level", "legal", "vocab"])
+def test_full_nodes_and_nodes_that_lack_a_code(normalize):
+    """A node with a child for every code is scored without looking codes up, its neighbours are not."""
+    rng = np.random.default_rng(4)
+    every = np.stack(np.meshgrid(range(6), range(37), indexing="ij"), axis=-1).reshape(-1, 2)
+    kept = np.delete(every, [37 * 2 + 5, 37 * 4, 37 * 5 + 36], axis=0).astype(np.int32)
+    index = kernels.RecallIndex.build([6, 37], np.arange(len(kept)), kept)
+    logits = rng.normal(size=(6, 37), scale=3).astype(np.float32)
+    beam_score = -rng.random(6, dtype=np.float32)
+    for width in (1, 20, 128, 300):
+        check(index, 1, np.arange(6, dtype=np.uint32), beam_score, logits, width, normalize)
+
+
 def test_wide_beams_go_through_the_bounded_selection():
     rng = np.random.default_rng(1)
     index = random_index(rng, [32, 32, 256], 9_000)

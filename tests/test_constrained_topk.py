@@ -93,7 +93,7 @@ def test_equals_brute_force(normalize, seed):
 
 @pytest.mark.parametrize("normalize", ["level", "legal", "vocab"])
 def test_full_nodes_and_nodes_that_lack_a_code(normalize):
-    """A node with a child for every code is scored without looking codes up, its neighbours are not."""
+    """A node with a child for every code is scored without a look-up, its neighbours are not."""
     rng = np.random.default_rng(4)
     every = np.stack(np.meshgrid(range(6), range(37), indexing="ij"), axis=-1).reshape(-1, 2)
     kept = np.delete(every, [37 * 2 + 5, 37 * 4, 37 * 5 + 36], axis=0).astype(np.int32)

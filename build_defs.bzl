@@ -38,6 +38,16 @@ GENRECALL_ISA_COPTS = {
         "-mavx512vl",
         "-mavx512vnni",
     ],
+    "_avx512bf16.cc": [
+        "-mavx2",
+        "-mfma",
+        "-mf16c",
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mavx512bf16",
+    ],
     "_amx.cc": [
         "-mavx2",
         "-mfma",

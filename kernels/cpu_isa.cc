@@ -46,6 +46,8 @@ bool HasAvx512(uint64_t states) {
          Bit(ebx, 31);  // F DQ BW VL
 }
 
+bool HasAvx512Bf16(uint64_t states) { return HasAvx512(states) && Bit(Cpuid(7, 1).eax, 5); }
+
 // Linux hands out the 8 KiB tile state only to a process that asks for it; asking again is harmless.
 bool GrantTileState() {
   constexpr int kArchReqXcompPerm = 0x1023, kXfeatureTileData = 18;
@@ -56,8 +58,8 @@ bool HasAmx(uint64_t states) {
   constexpr uint64_t kTileStates = (1u << 17) | (1u << 18);
   const uint32_t edx = Cpuid(7, 0).edx;
   return (states & kTileStates) == kTileStates && Bit(edx, 22) && Bit(edx, 24) &&
-         Bit(edx, 25) &&                               // AMX_BF16 AMX_TILE AMX_INT8
-         Bit(Cpuid(7, 1).eax, 5) && GrantTileState();  // AVX512_BF16
+         Bit(edx, 25) &&  // AMX_BF16 AMX_TILE AMX_INT8
+         GrantTileState();
 }
 
 bool DetectVnni() { return HasAvx512(EnabledStates()) && Bit(Cpuid(7, 0).ecx, 11); }
@@ -66,7 +68,8 @@ CpuIsa Detect() {
   const uint64_t states = EnabledStates();
   if (!HasAvx2(states)) return CpuIsa::kScalar;
   if (!HasAvx512(states)) return CpuIsa::kAvx2;
-  return HasAmx(states) ? CpuIsa::kAmx : CpuIsa::kAvx512;
+  if (!HasAvx512Bf16(states)) return CpuIsa::kAvx512;
+  return HasAmx(states) ? CpuIsa::kAmx : CpuIsa::kAvx512Bf16;
 }
 
 #else
@@ -84,6 +87,8 @@ const char* CpuIsaName(CpuIsa isa) {
       return "avx2";
     case CpuIsa::kAvx512:
       return "avx512";
+    case CpuIsa::kAvx512Bf16:
+      return "avx512_bf16";
     case CpuIsa::kAmx:
       return "amx";
   }
@@ -91,10 +96,10 @@ const char* CpuIsaName(CpuIsa isa) {
 }
 
 Result<CpuIsa> ParseCpuIsa(const std::string& word) {
-  for (CpuIsa isa : {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAmx}) {
+  for (CpuIsa isa : {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16, CpuIsa::kAmx}) {
     if (word == CpuIsaName(isa)) return isa;
   }
-  return InvalidArgument("'", word, "': expected scalar|avx2|avx512|amx");
+  return InvalidArgument("'", word, "': expected scalar|avx2|avx512|avx512_bf16|amx");
 }
 
 CpuIsa DetectCpuIsa() {

@@ -25,7 +25,7 @@ struct GemmKernel {
   int64_t column_grain;
 };
 
-extern const GemmKernel kScalarGemm, kAvx2Gemm, kAvx512Gemm, kAmxGemm;
+extern const GemmKernel kScalarGemm, kAvx2Gemm, kAvx512Gemm, kAvx512Bf16Gemm, kAmxGemm;
 // For int8 weights with row_sum, whose products with quantised activations are exact: `pack` quantises them.
 extern const GemmKernel kScalarInt8Gemm, kAvx2Int8Gemm, kVnniInt8Gemm, kAmxInt8Gemm;
 

@@ -34,6 +34,12 @@ TransformerOps MakeTable(CpuIsa isa) {
   return ops;
 }
 
+template <const GemmKernel& kGemm>
+TransformerOps MakeAvx512Table(CpuIsa isa) {
+  return HasAvx512Vnni() ? MakeTable<kGemm, kVnniInt8Gemm, kAvx512RowKernels, kAvx512Attention>(isa)
+                         : MakeTable<kGemm, kAvx2Int8Gemm, kAvx512RowKernels, kAvx512Attention>(isa);
+}
+
 }  // namespace
 
 const TransformerOps* TransformerOpsFor(CpuIsa isa) {
@@ -41,10 +47,8 @@ const TransformerOps* TransformerOpsFor(CpuIsa isa) {
       MakeTable<kScalarGemm, kScalarInt8Gemm, kScalarRowKernels, kScalarAttention>(CpuIsa::kScalar);
   static const TransformerOps avx2 =
       MakeTable<kAvx2Gemm, kAvx2Int8Gemm, kAvx2RowKernels, kAvx2Attention>(CpuIsa::kAvx2);
-  static const TransformerOps avx512 =
-      HasAvx512Vnni()
-          ? MakeTable<kAvx512Gemm, kVnniInt8Gemm, kAvx512RowKernels, kAvx512Attention>(CpuIsa::kAvx512)
-          : MakeTable<kAvx512Gemm, kAvx2Int8Gemm, kAvx512RowKernels, kAvx512Attention>(CpuIsa::kAvx512);
+  static const TransformerOps avx512 = MakeAvx512Table<kAvx512Gemm>(CpuIsa::kAvx512);
+  static const TransformerOps avx512_bf16 = MakeAvx512Table<kAvx512Bf16Gemm>(CpuIsa::kAvx512Bf16);
   static const TransformerOps amx =
       MakeTable<kAmxGemm, kAmxInt8Gemm, kAvx512RowKernels, kAmxAttention>(CpuIsa::kAmx);
   switch (isa) {
@@ -54,6 +58,8 @@ const TransformerOps* TransformerOpsFor(CpuIsa isa) {
       return &avx2;
     case CpuIsa::kAvx512:
       return &avx512;
+    case CpuIsa::kAvx512Bf16:
+      return &avx512_bf16;
     case CpuIsa::kAmx:
       return &amx;
   }

@@ -52,7 +52,7 @@ def build(folder):
 
 @pytest.fixture(scope="module")
 def emulation(tmp_path_factory):
-    if n.detected_isa() not in ("avx512", "amx"):
+    if n.detected_isa() in ("scalar", "avx2"):
         pytest.skip(
             f"the AMX kernel needs AVX-512 around its tiles; this machine has {n.detected_isa()}"
         )

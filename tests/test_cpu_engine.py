@@ -273,7 +273,7 @@ def test_isas_agree_within_epsilon(tmp_path, dtype):
     decoder = Decoder(tmp_path, dtype=dtype, level_sizes=LEVEL_SIZES, seed=17)
     reference = decode_under("scalar", decoder.path, tmp_path / "scalar.npz")
     assert reference["isa"] == "scalar"
-    for isa in ("avx2", "avx512", "amx"):
+    for isa in ("avx2", "avx512", "avx512_bf16", "amx"):
         got = decode_under(isa, decoder.path, tmp_path / f"{isa}.npz")
         if got is None:
             continue
@@ -294,6 +294,7 @@ def test_isas_agree_within_epsilon(tmp_path, dtype):
 def test_an_unknown_isa_is_refused(tmp_path):
     decoder = Decoder(tmp_path, level_sizes=LEVEL_SIZES, seed=17)
     with pytest.raises(
-        AssertionError, match=r"GENRECALL_CPU_ISA='avx3': expected scalar\|avx2\|avx512\|amx"
+        AssertionError,
+        match=r"GENRECALL_CPU_ISA='avx3': expected scalar\|avx2\|avx512\|avx512_bf16\|amx",
     ):
         decode_under("avx3", decoder.path, tmp_path / "x.npz")

@@ -13,7 +13,7 @@ import pytest
 
 from genrecall.kernels import _kernels
 
-ISAS = ["scalar", "avx2", "avx512", "amx"]
+ISAS = ["scalar", "avx2", "avx512", "avx512_bf16", "amx"]
 DETECTED = _kernels._numeric.detected_isa()
 
 
@@ -37,7 +37,8 @@ def test_detected_isa_matches_what_the_kernel_reports():
     needs = {
         "avx2": {"avx2", "fma", "f16c"},
         "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
-        "amx": {"amx_tile", "amx_bf16", "avx512_bf16"},
+        "avx512_bf16": {"avx512_bf16"},
+        "amx": {"amx_tile", "amx_bf16", "amx_int8"},
     }
     expected = "scalar"
     for isa, flag_names in needs.items():
@@ -72,7 +73,7 @@ def test_forced(isa):
 def test_unknown_word_is_refused(word):
     out, error = run("n.active_isa()", GENRECALL_CPU_ISA=word)
     assert out == ""
-    assert f"GENRECALL_CPU_ISA='{word}': expected scalar|avx2|avx512|amx" in error
+    assert f"GENRECALL_CPU_ISA='{word}': expected scalar|avx2|avx512|avx512_bf16|amx" in error
 
 
 def test_threads_default_to_the_cpus_of_the_process():
@@ -100,7 +101,7 @@ def test_isa_objects_share_no_functions():
     folder = Path(__file__).resolve().parent.parent / "build/obj/core/kernels"
     sources = sorted(
         p
-        for s in ("avx2", "avx512", "vnni", "amx")
+        for s in ("avx2", "avx512", "vnni", "avx512bf16", "amx")
         for p in folder.parents[3].glob(f"kernels/*_{s}.cc")
     )
     objects = [folder / f"{p.name}.o" for p in sources]

@@ -10,7 +10,7 @@ import pytest
 from genrecall.kernels import _kernels
 
 n = _kernels._numeric
-ISAS = ["scalar", "avx2", "avx512", "amx"]
+ISAS = ["scalar", "avx2", "avx512", "avx512_bf16", "amx"]
 DTYPES = ["float32", "bfloat16"]
 SHAPES = [
     (0, 7, 4),

@@ -12,7 +12,7 @@ from genrecall.kernels import _kernels
 from genrecall.trtllm_bridge import Engine, quantize
 
 n = _kernels._numeric
-ISAS = ["scalar", "avx2", "avx512", "amx"]
+ISAS = ["scalar", "avx2", "avx512", "avx512_bf16", "amx"]
 DTYPES = ["float32", "bfloat16"]
 STORED = {"float32": 2e-6, "bfloat16": 2.0**-8}
 HEADS = [(1, 1, 8), (4, 2, 16), (14, 2, 64), (3, 3, 80), (4, 1, 128), (6, 2, 13)]

@@ -14,7 +14,7 @@ import pytest
 from genrecall.kernels import _kernels
 
 n = _kernels._numeric
-ISAS = ["scalar", "avx2", "avx512", "amx"]
+ISAS = ["scalar", "avx2", "avx512", "avx512_bf16", "amx"]
 DTYPES = ["float32", "bfloat16"]
 # Relative to the oracle's largest magnitude: float32 accumulation, and results stored as the dtype.
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-6}

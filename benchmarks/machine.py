@@ -18,11 +18,14 @@ REFERENCE = {"tile_bf16_ops": 6.4e12, "tile_int8_ops": 12.8e12, "bytes_per_s": 3
 class Machine:
     """Peaks of `threads` threads together, a multiply-add counting as two operations.
 
-    int8_ops is 0 without AVX-512 VNNI, tile_* are 0 without AMX.
+    bf16_ops is 0 without AVX512_BF16, avx2_int8_ops without AVX2, int8_ops without AVX-512 VNNI,
+    tile_* are 0 without AMX.
     """
 
     threads: int
     float_ops: float
+    bf16_ops: float
+    avx2_int8_ops: float
     int8_ops: float
     tile_bf16_ops: float
     tile_int8_ops: float
@@ -30,9 +33,15 @@ class Machine:
 
     def peak_ops(self, isa, dtype):
         """The peak of the units that the engine uses for `dtype` under `isa`."""
-        if dtype == "int8":
-            return {"amx": self.tile_int8_ops, "avx512": self.int8_ops}.get(isa) or self.float_ops
-        return self.tile_bf16_ops if isa == "amx" and dtype == "bfloat16" else self.float_ops
+        peaks = {
+            ("int8", "amx"): self.tile_int8_ops,
+            ("int8", "avx512_bf16"): self.int8_ops or self.avx2_int8_ops,
+            ("int8", "avx512"): self.int8_ops or self.avx2_int8_ops,
+            ("int8", "avx2"): self.avx2_int8_ops,
+            ("bfloat16", "amx"): self.tile_bf16_ops,
+            ("bfloat16", "avx512_bf16"): self.bf16_ops,
+        }
+        return peaks.get((dtype, isa)) or self.float_ops
 
     def doubts(self):
         """Why the figures of this run do not count for the targets: list of sentences."""

@@ -1,8 +1,8 @@
 // What this machine can do at most, for benchmarks to divide by: `machine_peak THREADS` prints float32 FLOP/s
-// (independent fused multiply-adds on registers), int8 vector OP/s (0 without AVX-512 VNNI), bf16 tile FLOP/s
-// and int8 tile OP/s (0 without AMX), and bytes/s of reading far more memory than the caches hold. Time is
-// the threads' own CPU time, so that other programs' load does not pass for a slow machine. Compiled with
-// -march=native by machine.py.
+// (independent fused multiply-adds on registers), bf16 vector FLOP/s (0 without AVX512_BF16), int8 vector
+// OP/s (on AVX2, of int16 pairs; on AVX-512, 0 without VNNI), bf16 tile FLOP/s and int8 tile OP/s (0 without
+// AMX), and bytes/s of reading far more memory than the caches hold. Time is the threads' own CPU time, so
+// that other programs' load does not pass for a slow machine. Compiled with -march=native by machine.py.
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -62,49 +62,60 @@ double Best(int repeats, const std::function<double()>& seconds) {
   return best;
 }
 
-double FloatFlops(int threads) {
-  constexpr int64_t kSteps = 2'000'000;
-  const double seconds = Best(20, [&] {
-    return Seconds(threads, [](int) {
-      Vec acc[kChains], x = Vec{} + 0.5f;
-      for (Vec& a : acc) a = Vec{} + 1.0f;
-      for (int64_t i = 0; i < kSteps; ++i) {
-#pragma GCC unroll 24
-        for (int c = 0; c < kChains; ++c) acc[c] = acc[c] * x + x;  // contracted to a fused multiply-add
-      }
-      Vec sum{};
-      for (const Vec& a : acc) sum += a;
-      sink = sum[0];
-    });
-  });
-  return 2.0 * kLanes * kChains * kSteps * threads / seconds;
-}
-
-#if defined(__AVX512VNNI__)
-// Not the intrinsic: GCC 12 stores all sums after each, and stores are what it then measures.
-inline __m512i AddProducts(__m512i sum, __m512i x) {
-  __asm__("vpdpbusd %1, %1, %0" : "+v"(sum) : "v"(x));
-  return sum;
-}
-#endif
-
-double VectorInt8Ops(int threads) {
-#if defined(__AVX512VNNI__)
+// OP/s of add_products(sum, x) on `chains` independent sums, each call of `products` multiply-adds.
+template <int chains, typename Register, typename AddProducts>
+double ProductOps(int threads, int products, const AddProducts& add_products) {
   constexpr int64_t kSteps = 1'000'000;
   const double seconds = Best(20, [&] {
-    return Seconds(threads, [](int) {
-      __m512i acc[kChains], x = _mm512_set1_epi8(1);
-      for (__m512i& a : acc) a = _mm512_setzero_si512();
+    return Seconds(threads, [&](int) {
+      Register acc[chains] = {}, x = {};
+      __asm__("" : "+x"(x));  // the compiler must not know the values, nor that they are the same
+      for (Register& a : acc) __asm__("" : "+x"(a));
       for (int64_t i = 0; i < kSteps; ++i) {
 #pragma GCC unroll 24
-        for (int c = 0; c < kChains; ++c) acc[c] = AddProducts(acc[c], x);
+        for (int c = 0; c < chains; ++c) acc[c] = add_products(acc[c], x);
       }
-      __m512i sum = _mm512_setzero_si512();
-      for (const __m512i& a : acc) sum = _mm512_add_epi32(sum, a);
-      sink = static_cast<float>(_mm512_reduce_add_epi32(sum));
+      for (int c = 1; c < chains; ++c) acc[0] += acc[c];
+      float some;
+      __builtin_memcpy(&some, &acc[0], sizeof some);
+      sink = some;
     });
   });
-  return 2.0 * 64 * kChains * kSteps * threads / seconds;
+  return 2.0 * products * chains * kSteps * threads / seconds;
+}
+
+double FloatFlops(int threads) {
+  return ProductOps<kChains, Vec>(threads, kLanes, [](Vec sum, Vec x) { return sum * x + x; });  // contracted
+}
+
+// Not the intrinsics: GCC 12 stores all sums after each, and stores are what it then measures.
+double VectorInt8Ops(int threads, bool avx512) {
+#if defined(__AVX512VNNI__)
+  if (avx512) {
+    return ProductOps<24, __m512i>(threads, 64, [](__m512i sum, __m512i x) {
+      __asm__("vpdpbusd %1, %1, %0" : "+v"(sum) : "v"(x));
+      return sum;
+    });
+  }
+#endif
+#if defined(__AVX2__)
+  if (!avx512) {
+    return ProductOps<12, __m256i>(threads, 16, [](__m256i sum, __m256i x) {
+      __m256i product;
+      __asm__("vpmaddwd %2, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(x));
+      return sum;
+    });
+  }
+#endif
+  return 0;
+}
+
+double VectorBf16Ops(int threads) {
+#if defined(__AVX512BF16__)
+  return ProductOps<24, __m512>(threads, 32, [](__m512 sum, __m512 x) {
+    __asm__("vdpbf16ps %1, %1, %0" : "+v"(sum) : "v"(x));
+    return sum;
+  });
 #else
   return 0;
 #endif
@@ -170,9 +181,9 @@ double ReadBandwidth(int threads) {
 int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
   std::printf(
-      "{\"threads\": %d, \"float_ops\": %.6g, \"int8_ops\": %.6g, \"tile_bf16_ops\": %.6g, "
-      "\"tile_int8_ops\": "
-      "%.6g, \"bytes_per_s\": %.6g}\n",
-      threads, FloatFlops(threads), VectorInt8Ops(threads), TileBf16Ops(threads), TileInt8Ops(threads),
+      "{\"threads\": %d, \"float_ops\": %.6g, \"bf16_ops\": %.6g, \"avx2_int8_ops\": %.6g, "
+      "\"int8_ops\": %.6g, \"tile_bf16_ops\": %.6g, \"tile_int8_ops\": %.6g, \"bytes_per_s\": %.6g}\n",
+      threads, FloatFlops(threads), VectorBf16Ops(threads), VectorInt8Ops(threads, /*avx512=*/false),
+      VectorInt8Ops(threads, /*avx512=*/true), TileBf16Ops(threads), TileInt8Ops(threads),
       ReadBandwidth(threads));
 }

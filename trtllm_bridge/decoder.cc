@@ -71,6 +71,7 @@ void Decoder::Forward(const std::vector<RowBlock>& blocks, ThreadPool* pool) {
     pool->ParallelFor(n_, kRowGrain,
                       [&](int64_t first, int64_t last) { NormAndRotateHeads(layer, first, last); });
     Attention(l, blocks, pool);
+    if (IsLast(l)) DropUnread(blocks);
     Show(l, GemmInput::kAttnOutput, attended_, config_.q_dim());
     Gemm(layer.attn_out, attended_.data(), n_, x_.data(), Epilogue::kAccumulate, nullptr, pool);
 
@@ -138,14 +139,16 @@ void Decoder::AppendKeysValues(int layer, const RowBlock& block, int64_t row) {
   }
 }
 
+// Output rows of the last layer are those read, side by side.
 void Decoder::Attention(int layer, const std::vector<RowBlock>& blocks, ThreadPool* pool) {
   const int64_t stride = config_.qkv_dim();
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
-  int64_t row = 0;
+  int64_t row = 0, out_row = 0;
   for (const RowBlock& block : blocks) {
     AppendKeysValues(layer, block, row);
-    const float* q = qkv_.data() + row * stride;
-    void* out = attended_.data() + row * config_.q_dim() * DTypeSize(dtype_);
+    const int unread = IsLast(layer) ? block.unread : 0;
+    const float* q = qkv_.data() + (row + unread) * stride;
+    void* out = attended_.data() + out_row * config_.q_dim() * DTypeSize(dtype_);
     if (block.prefill) {
       PrefillAttentionArgs args{};
       args.dtype = dtype_;
@@ -156,8 +159,8 @@ void Decoder::Attention(int layer, const std::vector<RowBlock>& blocks, ThreadPo
       args.scale = scale;
       args.q = q;
       args.q_stride = stride;
-      args.n = block.n;
-      args.first_position = block.first_row;
+      args.n = block.n - unread;
+      args.first_position = block.first_row + unread;
       args.kv = block.kv->pages(layer);
       args.out = out;
       ops_->prefill_attention(args, pool);
@@ -182,7 +185,23 @@ void Decoder::Attention(int layer, const std::vector<RowBlock>& blocks, ThreadPo
       ops_->beam_attention(args, pool);
     }
     row += block.n;
+    out_row += block.n - unread;
   }
+}
+
+// The residual stream of the rows that are read, side by side as their attention is.
+void Decoder::DropUnread(const std::vector<RowBlock>& blocks) {
+  const int64_t dim = config_.hidden;
+  float* to = x_.data();
+  const float* from = x_.data();
+  for (const RowBlock& block : blocks) {
+    from += block.unread * dim;
+    const int64_t size = (block.n - block.unread) * dim;
+    if (to != from) std::memmove(to, from, size * sizeof(float));
+    from += size;
+    to += size;
+  }
+  n_ = static_cast<int>((to - x_.data()) / dim);
 }
 
 void Decoder::RmsNorm(const float* x, const std::vector<float>& weight, int64_t n, void* y,

@@ -20,6 +20,7 @@ namespace genrecall {
 struct RowBlock {
   const int32_t* tokens = nullptr;  // [n]
   int n = 0;
+  int unread = 0;            // prompt: nobody asks for the hidden states of the first so many rows
   SequenceKv* kv = nullptr;  // the prompt's pages; for beams also the tails, the current one added already
   int first_row = 0;         // prompt: position of tokens[0]; beams: row of the current tail
   bool prefill = true;
@@ -49,7 +50,8 @@ class Decoder {
   void Observe(GemmObserver observer) { observer_ = std::move(observer); }
 
   // All layers over all rows (at most max_rows), in the same gemms; keys and values go to each block's kv.
-  // The rows' hidden states stay until the next Forward, numbered in the order of the blocks.
+  // The hidden states of the rows that are read stay until the next Forward, numbered in the order of the
+  // blocks; of the others the last layer computes keys and values, and nothing that follows from them.
   void Forward(const std::vector<RowBlock>& blocks, ThreadPool* pool);
 
   // Final-norms `n` rows of the last Forward, which the calls below then number 0..n-1. Returns them as T
@@ -67,6 +69,8 @@ class Decoder {
  private:
   void Embed(const std::vector<RowBlock>& blocks);
   void Attention(int layer, const std::vector<RowBlock>& blocks, ThreadPool* pool);
+  void DropUnread(const std::vector<RowBlock>& blocks);
+  bool IsLast(int layer) const { return layer == config_.layers - 1; }
   void NormAndRotateHeads(const LayerWeights& layer, int64_t first, int64_t last);
   void AppendKeysValues(int layer, const RowBlock& block, int64_t row);
   void RmsNorm(const float* x, const std::vector<float>& weight, int64_t n, void* y, ThreadPool* pool);
@@ -83,8 +87,8 @@ class Decoder {
   DType dtype_;
   GemmObserver observer_;
   int max_rows_;
-  std::vector<float> cos_sin_;     // [max_positions, head_dim]
-  int n_ = 0;                      // rows of the last Forward
+  std::vector<float> cos_sin_;  // [max_positions, head_dim]
+  int n_ = 0;  // rows of the last Forward: all, from the last layer's attention on those read
   std::vector<int32_t> position_;  // [max_rows]
   std::vector<float> x_;           // [max_rows, D] residual stream
   std::vector<float> qkv_;         // [max_rows, q_dim + 2 kv_dim]

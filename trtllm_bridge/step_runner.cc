@@ -92,17 +92,15 @@ void StepRunner::Run(const std::vector<Work>& work, ThreadPool* pool) {
     LiveRequest* r = w.request;
     RowBlock block;
     if (!Prepare(w, &block)) continue;
-    blocks_.push_back(block);
     const int first = r->done_rows;
     r->done_rows += w.rows;
     const bool ends = r->done_rows == r->pass_rows;
-    if (!r->prefill) {
-      heads_.push_back({r, step_row, first, w.rows});
-    } else if (ends) {
-      heads_.push_back({r, step_row + w.rows - 1, 0, 1});
-    }
+    const int read = !r->prefill ? w.rows : ends ? 1 : 0;
+    if (read > 0) heads_.push_back({r, step_row, r->prefill ? 0 : first, read});
     if (ends) ending_.push_back(r);
-    step_row += w.rows;
+    block.unread = w.rows - read;
+    blocks_.push_back(block);
+    step_row += read;
   }
   if (blocks_.empty()) return;
 

@@ -73,7 +73,7 @@ class StepRunner {
   // Rows whose logits are wanted: `count` rows of a request from `first` of its pass.
   struct HeadRows {
     LiveRequest* request;
-    int step_row;  // of the first, in the step
+    int step_row;  // of the first, among the rows of the step that are read
     int first, count;
   };
 

@@ -8,9 +8,8 @@ namespace genrecall {
 namespace {
 
 using Input = int16_t;
-constexpr int kPanelTileRows =
-    3;  // x 4 quarters of a panel: 12 accumulators, 1 operand, 3 broadcasts of 16 registers
-constexpr int kQuarters = 4;  // of a panel: 4 outputs x 4 k fill a vector of int16
+constexpr int kPanelTileRows = 6;  // x 2: 12 accumulators, 2 operands, 1 broadcast, 1 product of 16 registers
+constexpr int kQuarterOutputs = 4;  // of a panel: 4 outputs x 4 k fill a vector of int16
 
 inline void StoreQuads(Input* to, int64_t stride, Vec x) {
   const __m256i integers = _mm256_cvtps_epi32(x);
@@ -20,48 +19,51 @@ inline void StoreQuads(Input* to, int64_t stride, Vec x) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to + stride), _mm_unpackhi_epi64(words, words));
 }
 
-// One panel; accumulators hold the sums of even and of odd pairs of k of four outputs.
-template <int kRows>
-inline void OnePanel(const Input* x, const int8_t* panel, const int8_t* next, const WeightPanels& panels,
-                     float* sums) {
-  __m256i acc[kRows][kQuarters];
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int i = 0; i < kQuarters; ++i) acc[r][i] = _mm256_setzero_si256();
-  }
-  for (int64_t q = 0; q < panels.quads; ++q) {
-    const int8_t* quad = panel + q * kQuadBytes;
-    PrefetchNear(quad + kNearBytes);
-    PrefetchFar(next + q * panels.next_step);
-    __m256i a[kRows];
-#pragma GCC unroll 4
+// Not the intrinsics: GCC 12 forms all products of a step before it adds the first, and keeps accumulators in
+// memory for want of registers.
+inline void AddProducts(__m256i& acc, __m256i x, __m256i w) {
+  __m256i products;
+  __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(products) : "x"(x), "x"(w));
+}
+
+// Eight of a panel's outputs, from `quarter` on; accumulators hold the sums of even and of odd pairs of k of
+// four outputs.
+template <int kRows, bool kFetch>
+inline void HalfPanel(const Input* x, const int8_t* panel, const int8_t* next, int quarter,
+                      const WeightPanels& panels, float* sums) {
+  __m256i acc[kRows][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+  const int64_t quads = panels.quads, next_step = panels.next_step;
+  const auto* quad = reinterpret_cast<const __m128i*>(panel) + quarter;
+  for (int64_t q = 0; q < quads; ++q, quad += kQuadBytes / sizeof(__m128i), x += kRows * kPanelQuad) {
+    if constexpr (kFetch) {
+      PrefetchNear(reinterpret_cast<const char*>(quad) + kNearBytes);
+      PrefetchFar(next + q * next_step);
+    }
+    const __m256i w0 = _mm256_cvtepi8_epi16(_mm_load_si128(quad));
+    const __m256i w1 = _mm256_cvtepi8_epi16(_mm_load_si128(quad + 1));
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       int64_t words;
-      __builtin_memcpy(&words, x + (q * kRows + r) * kPanelQuad, sizeof words);
-      a[r] = _mm256_set1_epi64x(words);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < kQuarters; ++i) {
-      const __m256i w = _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(quad) + i));
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) acc[r][i] = _mm256_add_epi32(acc[r][i], _mm256_madd_epi16(a[r], w));
+      __builtin_memcpy(&words, x + r * kPanelQuad, sizeof words);
+      const __m256i a = _mm256_set1_epi64x(words);
+      AddProducts(acc[r][0], a, w0);
+      AddProducts(acc[r][1], a, w1);
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-    for (int i = 0; i < kQuarters; i += 2) {
-      const __m256i s = _mm256_permute4x64_epi64(_mm256_hadd_epi32(acc[r][i], acc[r][i + 1]), 0xd8);
-      Store(sums + r * kPanelSumsStride + i * 4, _mm256_cvtepi32_ps(s));
-    }
+    const __m256i s = _mm256_permute4x64_epi64(_mm256_hadd_epi32(acc[r][0], acc[r][1]), 0xd8);
+    Store(sums + r * kPanelSumsStride + quarter * kQuarterOutputs, _mm256_cvtepi32_ps(s));
   }
 }
 
 template <int kRows, int kPanels>
 void PanelTile(const Input* x, const WeightPanels& panels, float* sums) {
   for (int p = 0; p < kPanels; ++p) {
-    OnePanel<kRows>(x, panels.data[p], panels.next[p], panels, sums + p * kPanelOutputs);
+    HalfPanel<kRows, true>(x, panels.data[p], panels.next[p], 0, panels, sums + p * kPanelOutputs);
+    HalfPanel<kRows, false>(x, panels.data[p], nullptr, 2, panels, sums + p * kPanelOutputs);
   }
 }
 

@@ -20,8 +20,15 @@ inline void MultiplyAdd(const float* x, int64_t stride, const Vec (&w)[kTileVecs
   for (int r = 0; r < kRows; ++r) {
     const Vec a = Load(x + r * stride);
 #pragma GCC unroll 8
-    for (int c = 0; c < kTileVecs; ++c) acc[r][c] = Fma(a, w[c], acc[r][c]);
+    for (int c = 0; c < kTileVecs; ++c) AddProduct(acc[r][c], a, w[c]);
   }
+}
+
+// The same pointer, of which the compiler does not know so: what was loaded by it before is loaded again, and
+// no register held for it meanwhile.
+inline const bf16* Again(const bf16* p) {
+  __asm__("" : "+r"(p));
+  return p;
 }
 
 struct FloatProduct {
@@ -65,19 +72,23 @@ struct Bf16Pairs : FloatProduct {
   template <int kRows, Ahead kAhead>
   static inline void Accumulate(const float* x, int64_t stride, const WeightTile<bf16>& w, int64_t cols,
                                 Vec (&acc)[kRows][kTileVecs]) {
-    Vec even[kTileVecs], odd[kTileVecs];
     int64_t k = 0;
     for (; k + 2 * kLanes <= cols; k += 2 * kLanes) {
+      Vec b[kTileVecs];
 #pragma GCC unroll 8
       for (int c = 0; c < kTileVecs; ++c) {
-        LoadPairs(w.data + c * w.stride + k, &even[c], &odd[c]);
+        b[c] = LoadEven(w.data + c * w.stride + k);
         Prefetch<kAhead>(w.next + c * w.stride + k);
       }
-      MultiplyAdd<kRows>(x + k, stride, even, acc);
-      MultiplyAdd<kRows>(x + k + kLanes, stride, odd, acc);
+      MultiplyAdd<kRows>(x + k, stride, b, acc);
+      const bf16* again = Again(w.data + k);
+#pragma GCC unroll 8
+      for (int c = 0; c < kTileVecs; ++c) b[c] = LoadOdd(again + c * w.stride);
+      MultiplyAdd<kRows>(x + k + kLanes, stride, b, acc);
     }
     const int left = static_cast<int>(cols - k);
     if (left == 0) return;
+    Vec even[kTileVecs], odd[kTileVecs];
     for (int c = 0; c < kTileVecs; ++c) {
       LoadPairsPartial(w.data + c * w.stride + k, left, &even[c], &odd[c]);
     }

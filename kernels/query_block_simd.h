@@ -38,7 +38,7 @@ inline void ProductTile(const float* a, int64_t a_stride, int depth, const float
     for (int r = 0; r < kTileRows; ++r) {
       const Vec x = Set1(a[r * a_stride + k]);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) acc[r][v] = Fma(x, row[v], acc[r][v]);
+      for (int v = 0; v < kVecs; ++v) AddProduct(acc[r][v], x, row[v]);
     }
   }
 #pragma GCC unroll 8

@@ -23,6 +23,9 @@ constexpr int kTileRows = 6, kTileVecs = 2;  // 12 accumulators, 2 operands, 1 b
 [[maybe_unused]] inline Vec Div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 [[maybe_unused]] inline Vec Max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 [[maybe_unused]] inline Vec Fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+[[maybe_unused]] inline void AddProduct(Vec& acc, Vec a, Vec b) {
+  __asm__("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b));
+}
 
 inline __m256i FirstLanes(int count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -100,10 +103,17 @@ inline Vec WidenInt8(__m128i x) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32
   return _mm_cvtss_f32(_mm_castsi128_ps(m));
 }
 
+[[maybe_unused]] inline Vec LoadEven(const bf16* p) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 16));
+}
+[[maybe_unused]] inline Vec LoadOdd(const bf16* p) {
+  const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  return _mm256_castsi256_ps(
+      _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), upper));
+}
 [[maybe_unused]] inline void LoadPairs(const bf16* p, Vec* even, Vec* odd) {
-  const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  *even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
-  *odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  *even = LoadEven(p);
+  *odd = LoadOdd(p);
 }
 [[maybe_unused]] inline void LoadPairsPartial(const bf16* p, int count, Vec* even, Vec* odd) {  // count < 16
   bf16 copy[2 * kLanes] = {};

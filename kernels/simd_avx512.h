@@ -30,6 +30,11 @@ constexpr int kTileRows = 6, kTileVecs = 4;  // 24 accumulators, 4 operands, 1 b
 [[maybe_unused]] inline Vec Div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 [[maybe_unused]] inline Vec Max(Vec a, Vec b) { return _mm512_max_ps(a, b); }  // b when either is NaN
 [[maybe_unused]] inline Vec Fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }  // a b + c
+// acc += a b on registers alone, as tiles sum. Left to itself, GCC 12 reads operands from memory once more
+// for each product, and keeps accumulators there.
+[[maybe_unused]] inline void AddProduct(Vec& acc, Vec a, Vec b) {
+  __asm__("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+}
 
 inline __mmask16 FirstLanes(int count) { return static_cast<__mmask16>((1u << count) - 1u); }
 
@@ -98,15 +103,20 @@ inline Vec WidenInt8(__m128i x) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32
 
 // 2 kLanes bf16 numbers as two vectors, those of even and those of odd index: one operation each, where
 // widening in order takes two.
-inline void Split(__m512i pairs, Vec* even, Vec* odd) {
-  *even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-  *odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+inline Vec Even(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+constexpr __mmask32 kOddWords = 0xaaaaaaaau;
+[[maybe_unused]] inline Vec LoadEven(const bf16* p) { return Even(_mm512_loadu_si512(p)); }
+[[maybe_unused]] inline Vec LoadOdd(const bf16* p) {
+  return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(kOddWords, p));
 }
 [[maybe_unused]] inline void LoadPairs(const bf16* p, Vec* even, Vec* odd) {
-  Split(_mm512_loadu_si512(p), even, odd);
+  *even = LoadEven(p);
+  *odd = LoadOdd(p);
 }
 [[maybe_unused]] inline void LoadPairsPartial(const bf16* p, int count, Vec* even, Vec* odd) {  // count < 32
-  Split(_mm512_maskz_loadu_epi16((1u << count) - 1u, p), even, odd);
+  const __mmask32 first = (1u << count) - 1u;
+  *even = Even(_mm512_maskz_loadu_epi16(first, p));
+  *odd = _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(first & kOddWords, p));
 }
 
 // Into the first-level cache, and into the second.

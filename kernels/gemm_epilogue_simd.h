@@ -22,8 +22,7 @@ inline void Finish(const GemmArgs& args, int64_t row, float x_scale, int64_t fir
     }
     return args.bias == nullptr ? sum : Add(sum, LoadPartial(args.bias + column + i, lanes));
   };
-  for (int i = 0; i < count; i += kLanes) {
-    const int lanes = count - i < kLanes ? count - i : kLanes;
+  const auto finish = [&](int i, int lanes) {
     const Vec sum = output(sums, first, i, lanes);
     if (args.epilogue == Epilogue::kSwiGlu) {
       const Vec y = Mul(Silu(sum), output(up, half + first, i, lanes));
@@ -37,7 +36,10 @@ inline void Finish(const GemmArgs& args, int64_t row, float x_scale, int64_t fir
       float* y = args.y + row * args.ldy + first + i;
       StorePartial(y, args.epilogue == Epilogue::kStore ? sum : Add(LoadPartial(y, lanes), sum), lanes);
     }
-  }
+  };
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes) finish(i, kLanes);
+  if (i < count) finish(i, count - i);
 }
 
 }  // namespace

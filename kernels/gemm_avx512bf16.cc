@@ -46,9 +46,12 @@ struct Bf16Dot {
     const int left = static_cast<int>(cols - k);
     if (left == 0) return;
     const __mmask32 mask = (__mmask32{1} << left) - 1;
+#pragma GCC unroll 8
     for (int c = 0; c < kTileVecs; ++c) b[c] = _mm512_maskz_loadu_epi16(mask, w.data + c * w.stride + k);
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const __m512i a = _mm512_maskz_loadu_epi16(mask, x + r * stride + k);
+#pragma GCC unroll 8
       for (int c = 0; c < kTileVecs; ++c) acc[r][c] = DotStep(acc[r][c], a, b[c]);
     }
   }

@@ -58,10 +58,14 @@ struct InOrder : FloatProduct {
     }
     const int left = static_cast<int>(cols - k);
     if (left == 0) return;
+    // Unrolled like all that touches accumulators: an index that is not a constant keeps them in memory.
+#pragma GCC unroll 8
     for (int c = 0; c < kTileVecs; ++c) b[c] = LoadPartial(w.data + c * w.stride + k, left);
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const Vec a = LoadPartial(x + r * stride + k, left);
-      for (int c = 0; c < kTileVecs; ++c) acc[r][c] = Fma(a, b[c], acc[r][c]);
+#pragma GCC unroll 8
+      for (int c = 0; c < kTileVecs; ++c) AddProduct(acc[r][c], a, b[c]);
     }
   }
 };
@@ -89,6 +93,7 @@ struct Bf16Pairs : FloatProduct {
     const int left = static_cast<int>(cols - k);
     if (left == 0) return;
     Vec even[kTileVecs], odd[kTileVecs];
+#pragma GCC unroll 8
     for (int c = 0; c < kTileVecs; ++c) {
       LoadPairsPartial(w.data + c * w.stride + k, left, &even[c], &odd[c]);
     }

@@ -18,20 +18,12 @@
 #include "kernels/gemm.h"
 #include "kernels/gemm_epilogue_simd.h"
 #include "kernels/quantize_simd.h"
+#include "kernels/row_groups.h"
 
 namespace genrecall {
 namespace {
 
 inline int64_t RoundUpTo(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
-
-// The rows of a gemm in groups of at most kPanelTileRows, as even as can be: small tiles have too few
-// accumulators to keep the multipliers busy.
-struct RowGroups {
-  explicit RowGroups(int64_t n) : rows(n), count((n + kPanelTileRows - 1) / kPanelTileRows) {}
-  int64_t First(int64_t group) const { return group * rows / count; }
-  int64_t Of(int64_t row) const { return ((row + 1) * count - 1) / rows; }
-  int64_t rows, count;
-};
 
 int64_t PackedStride(const GemmArgs& args) { return RoundUpTo(args.w.cols, kLanes); }
 
@@ -46,7 +38,7 @@ constexpr int64_t kPackDepth = 512;
 template <typename T>
 void PackOf(const GemmArgs& args, int64_t first, int64_t last, void* packed) {
   const int64_t cols = args.w.cols, stride = PackedStride(args);
-  const RowGroups groups(args.n);
+  const RowGroups groups(args.n, kPanelTileRows);
   float* scale = reinterpret_cast<float*>(static_cast<char*>(packed) + PackedRowBytes(args));
   while (first < last) {
     const int64_t group = groups.Of(first), start = groups.First(group), end = groups.First(group + 1);
@@ -90,7 +82,7 @@ void PanelColumns(const GemmArgs& args, const void* packed, WeightPanels panels,
   const auto* x = static_cast<const Input*>(packed);
   const auto* scale = reinterpret_cast<const float*>(static_cast<const char*>(packed) + PackedRowBytes(args));
   const int64_t stride = PackedStride(args);
-  const RowGroups groups(args.n);
+  const RowGroups groups(args.n, kPanelTileRows);
   panels.next_step = (kQuadBytes + groups.count - 1) / groups.count;
   alignas(64) float sums[kPanelTileRows * kPanelSumsStride];
   for (int64_t g = 0; g < groups.count; ++g) {

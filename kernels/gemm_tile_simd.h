@@ -13,6 +13,7 @@
 
 #include "kernels/gemm.h"
 #include "kernels/gemm_epilogue_simd.h"
+#include "kernels/row_groups.h"
 #include "kernels/scratch.h"
 
 namespace genrecall {
@@ -119,8 +120,10 @@ void ColumnsOf(const GemmArgs& args, Activations<typename Product::Input> x, int
   const int count = static_cast<int>(last - first);
   // One tile of rows: weights are read once, in order.
   const int64_t depth = args.n <= kTileRows ? args.w.cols : Product::kDepth;
-  for (int64_t r = 0; r < args.n; r += kTileRows) {
-    const int rows = static_cast<int>(args.n - r < kTileRows ? args.n - r : kTileRows);
+  const RowGroups groups(args.n, kTileRows);
+  for (int64_t g = 0; g < groups.count; ++g) {
+    const int64_t r = groups.First(g);
+    const int rows = static_cast<int>(groups.First(g + 1) - r);
     const auto dot = r == 0 ? DotRows<Ahead::kFar, Product> : DotRows<Ahead::kNear, Product>;
     const auto* group = x.data + r * x.stride;
     dot(args, rows, group, x.stride, first, depth, count, sums, kStride);

@@ -38,6 +38,7 @@ GENRECALL_ISA_COPTS = {
         "-mavx512vl",
         "-mavx512vnni",
     ],
+    "_avxvnni.cc": ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"],
     "_avx512bf16.cc": [
         "-mavx2",
         "-mfma",

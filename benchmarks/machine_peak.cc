@@ -1,8 +1,9 @@
 // What this machine can do at most, for benchmarks to divide by: `machine_peak THREADS` prints float32 FLOP/s
 // (independent fused multiply-adds on registers), bf16 vector FLOP/s (0 without AVX512_BF16), int8 vector
-// OP/s (on AVX2, of int16 pairs; on AVX-512, 0 without VNNI), bf16 tile FLOP/s and int8 tile OP/s (0 without
-// AMX), and bytes/s of reading far more memory than the caches hold. Time is the threads' own CPU time, so
-// that other programs' load does not pass for a slow machine. Compiled with -march=native by machine.py.
+// OP/s (on AVX2, of AVX-VNNI or int16 pairs; on AVX-512, 0 without VNNI), bf16 tile FLOP/s and int8 tile OP/s
+// (0 without AMX), and bytes/s of reading far more memory than the caches hold. Time is the threads' own CPU
+// time, so that other programs' load does not pass for a slow machine. Compiled with -march=native by
+// machine.py.
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -98,7 +99,14 @@ double VectorInt8Ops(int threads, bool avx512) {
     });
   }
 #endif
-#if defined(__AVX2__)
+#if defined(__AVXVNNI__)
+  if (!avx512) {
+    return ProductOps<12, __m256i>(threads, 32, [](__m256i sum, __m256i x) {
+      __asm__("%{vex%} vpdpbusd %1, %1, %0" : "+x"(sum) : "x"(x));
+      return sum;
+    });
+  }
+#elif defined(__AVX2__)
   if (!avx512) {
     return ProductOps<12, __m256i>(threads, 16, [](__m256i sum, __m256i x) {
       __m256i product;

@@ -62,7 +62,8 @@ bool HasAmx(uint64_t states) {
          GrantTileState();
 }
 
-bool DetectVnni() { return HasAvx512(EnabledStates()) && Bit(Cpuid(7, 0).ecx, 11); }
+bool DetectAvx512Vnni() { return HasAvx512(EnabledStates()) && Bit(Cpuid(7, 0).ecx, 11); }
+bool DetectAvxVnni() { return HasAvx2(EnabledStates()) && Bit(Cpuid(7, 1).eax, 4); }
 
 CpuIsa Detect() {
   const uint64_t states = EnabledStates();
@@ -74,7 +75,8 @@ CpuIsa Detect() {
 
 #else
 CpuIsa Detect() { return CpuIsa::kScalar; }
-bool DetectVnni() { return false; }
+bool DetectAvx512Vnni() { return false; }
+bool DetectAvxVnni() { return false; }
 #endif
 
 }  // namespace
@@ -108,7 +110,12 @@ CpuIsa DetectCpuIsa() {
 }
 
 bool HasAvx512Vnni() {
-  static const bool has = DetectVnni();
+  static const bool has = DetectAvx512Vnni();
+  return has;
+}
+
+bool HasAvxVnni() {
+  static const bool has = DetectAvxVnni();
   return has;
 }
 

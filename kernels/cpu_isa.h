@@ -26,6 +26,9 @@ CpuIsa DetectCpuIsa();
 // gemms on AVX2.
 bool HasAvx512Vnni();
 
+// Whether it multiplies bytes without AVX-512 (AVX-VNNI): then `avx2` does so, too.
+bool HasAvxVnni();
+
 // The ISA in force: GENRECALL_CPU_ISA if set, else DetectCpuIsa(). Errors (INVALID_ARGUMENT): an unknown
 // word, "GENRECALL_CPU_ISA='avx3': expected scalar|avx2|avx512|avx512_bf16|amx"; a known one this machine
 // lacks, "GENRECALL_CPU_ISA='amx': this machine has avx512 at most".

@@ -27,7 +27,7 @@ struct GemmKernel {
 
 extern const GemmKernel kScalarGemm, kAvx2Gemm, kAvx512Gemm, kAvx512Bf16Gemm, kAmxGemm;
 // For int8 weights with row_sum, whose products with quantised activations are exact: `pack` quantises them.
-extern const GemmKernel kScalarInt8Gemm, kAvx2Int8Gemm, kVnniInt8Gemm, kAmxInt8Gemm;
+extern const GemmKernel kScalarInt8Gemm, kAvx2Int8Gemm, kAvxVnniInt8Gemm, kVnniInt8Gemm, kAmxInt8Gemm;
 
 // Threads share out the columns, so no output is summed by two of them.
 void RunGemm(const GemmKernel& kernel, const GemmArgs& args, ThreadPool* pool);

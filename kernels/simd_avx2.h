@@ -38,7 +38,7 @@ inline __m256i FirstLanes(int count) {
 }
 [[maybe_unused]] inline void Store(float* p, Vec x) { _mm256_storeu_ps(p, x); }
 [[maybe_unused]] inline void StorePartial(float* p, Vec x, int count) {
-  if (count == kLanes) return Store(p, x);  // a masked store takes AMD's Zen 20 times as long
+  if (count == kLanes) return Store(p, x);  // a masked store takes AMD's Zen 4 eleven times as long
   _mm256_maskstore_ps(p, FirstLanes(count), x);
 }
 

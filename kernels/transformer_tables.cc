@@ -46,7 +46,8 @@ const TransformerOps* TransformerOpsFor(CpuIsa isa) {
   static const TransformerOps scalar =
       MakeTable<kScalarGemm, kScalarInt8Gemm, kScalarRowKernels, kScalarAttention>(CpuIsa::kScalar);
   static const TransformerOps avx2 =
-      MakeTable<kAvx2Gemm, kAvx2Int8Gemm, kAvx2RowKernels, kAvx2Attention>(CpuIsa::kAvx2);
+      HasAvxVnni() ? MakeTable<kAvx2Gemm, kAvxVnniInt8Gemm, kAvx2RowKernels, kAvx2Attention>(CpuIsa::kAvx2)
+                   : MakeTable<kAvx2Gemm, kAvx2Int8Gemm, kAvx2RowKernels, kAvx2Attention>(CpuIsa::kAvx2);
   static const TransformerOps avx512 = MakeAvx512Table<kAvx512Gemm>(CpuIsa::kAvx512);
   static const TransformerOps avx512_bf16 = MakeAvx512Table<kAvx512Bf16Gemm>(CpuIsa::kAvx512Bf16);
   static const TransformerOps amx =

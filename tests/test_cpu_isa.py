@@ -101,7 +101,7 @@ def test_isa_objects_share_no_functions():
     folder = Path(__file__).resolve().parent.parent / "build/obj/core/kernels"
     sources = sorted(
         p
-        for s in ("avx2", "avx512", "vnni", "avx512bf16", "amx")
+        for s in ("avx2", "avxvnni", "avx512", "vnni", "avx512bf16", "amx")
         for p in folder.parents[3].glob(f"kernels/*_{s}.cc")
     )
     objects = [folder / f"{p.name}.o" for p in sources]

@@ -14,6 +14,7 @@ namespace {
 using Vec = __m256;
 constexpr int kLanes = 8;
 constexpr int kTileRows = 6, kTileVecs = 2;  // 12 accumulators, 2 operands, 1 broadcast of 16 registers
+constexpr int kFloatDepth = 896;  // floats of kTileRows rows that leave a cache of 32 KiB room for weights
 
 [[maybe_unused]] inline Vec Zero() { return _mm256_setzero_ps(); }
 [[maybe_unused]] inline Vec Set1(float x) { return _mm256_set1_ps(x); }

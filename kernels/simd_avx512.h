@@ -21,6 +21,7 @@ namespace {
 using Vec = __m512;
 constexpr int kLanes = 16;
 constexpr int kTileRows = 6, kTileVecs = 4;  // 24 accumulators, 4 operands, 1 broadcast of 32 registers
+constexpr int kFloatDepth = 1024;            // floats of kTileRows rows that stay in the first-level cache
 
 [[maybe_unused]] inline Vec Zero() { return _mm512_setzero_ps(); }
 [[maybe_unused]] inline Vec Set1(float x) { return _mm512_set1_ps(x); }

@@ -9,7 +9,7 @@ BUILT := $(VENV)/.built
 
 SOURCES := setup.py pyproject.toml build_defs.bzl $(wildcard kernels/*.cc kernels/*.h trtllm_bridge/*.cc trtllm_bridge/*.h tf_ops/*.cc tf_ops/*.h)
 
-.PHONY: demo test lint bench soak check-slow bazel-test wheel clean
+.PHONY: demo test lint bench soak emulate check-slow bazel-test wheel clean
 
 $(INSTALLED): constraints.txt pyproject.toml
 	@echo "== virtual environment in $(VENV) (TensorFlow and PyTorch: a few minutes the first time)"
@@ -54,6 +54,11 @@ bench: $(BUILT) $(BASELINES)/.installed
 # The engine under ThreadSanitizer, then the kernels under AddressSanitizer: 20 minutes each. ARGS="--minutes 2", and others.
 soak: $(BUILT)
 	PYTHONPATH=tests $(BIN)/python tests/engine_driver.py --sanitizer thread address $(ARGS)
+
+# The kernels' tests in AVX-512, VNNI and AMX instructions, on an emulated machine: 15 minutes, the first time 10 more.
+# ARGS="tests/test_int8_gemm.py -k swiglu --guests 1", and others.
+emulate: $(BUILT)
+	$(BIN)/python emulator/emulated_tests.py $(ARGS)
 
 # What is too slow or too special for `make test`: run by hand before a release.
 check-slow: $(BUILT) bazel-test

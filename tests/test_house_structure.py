@@ -171,7 +171,7 @@ def test_isa_files_include_only_intrinsics_and_our_own_headers():
 
 
 def tracked_sources():
-    for folder in (*ROOMS, "tests", "benchmarks", "examples", "."):
+    for folder in (*ROOMS, "tests", "benchmarks", "emulator", "examples", "."):
         for pattern in ("*.py", "*.cc", "*.h"):
             everywhere = folder == "training"
             yield from sorted((ROOT / folder).glob(f"**/{pattern}" if everywhere else pattern))
@@ -190,7 +190,7 @@ def test_structure_page_names_every_module():
     page = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8")
     modules = {
         p.relative_to(ROOT).as_posix()
-        for r in ROOMS
+        for r in (*ROOMS, "emulator")
         for p in python_files(r)
         if p.name != "__init__.py"
     }

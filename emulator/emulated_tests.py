@@ -26,7 +26,7 @@ import machine
 import packages
 
 ROOT = Path(__file__).resolve().parent.parent
-# Longest first, so that the last ones to run are short. Each needs NumPy and the bindings only.
+# Longest first, so that the last ones to run are short.
 DEFAULT_FILES = (
     "tests/test_numeric_kernels.py",
     "tests/test_int8_gemm.py",
@@ -36,6 +36,8 @@ DEFAULT_FILES = (
     "tests/test_cpu_isa.py",
 )
 PYTEST = ("-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider")
+# A file that says one of these gets Hugging Face's packages into its guest.
+HUGGING_FACE = re.compile(r"random_decoder|torch|transformers")
 NO_TESTS = 5  # pytest's status: the options leave none of the file's tests
 
 # What the guest must be, before its tests mean anything.
@@ -75,6 +77,25 @@ def prepare(cache):
     return binary, kernel
 
 
+class Images:
+    """The archives that guests start from; the largest one is kept in the cache."""
+
+    def __init__(self, cache, folder, jobs):
+        self.base = folder / "base"
+        self.libraries = guest_files.write_base(self.base, ROOT)
+        self.hugging_face = None
+        if any(job.needs_hugging_face() for job in jobs):
+            self.hugging_face = cache / f"hugging_face-{guest_files.hugging_face_key()}"
+            if not self.hugging_face.exists():
+                for old in cache.glob("hugging_face-*"):
+                    old.unlink()
+                guest_files.write_hugging_face(cache / "new")
+                (cache / "new").replace(self.hugging_face)
+
+    def of(self, job):
+        return [self.base, self.hugging_face] if job.needs_hugging_face() else [self.base]
+
+
 class Job:
     """One test file in one guest: what it said, how it ended, how long it took."""
 
@@ -83,12 +104,15 @@ class Job:
         self.source = (ROOT / file.split("::")[0]).read_text(encoding="utf-8")
         self.lines, self.failure, self.minutes = [], None, 0.0
 
-    def run(self, binary, vmlinuz, base, libraries, limit_s):
+    def needs_hugging_face(self):
+        return HUGGING_FACE.search(self.source) is not None
+
+    def run(self, binary, vmlinuz, images, limit_s):
         start = time.monotonic()
         try:
             self.folder.mkdir()
-            guest_files.write_job(self.folder / "job", self.description(libraries))
-            machine.write_files(self.folder, vmlinuz, [base, self.folder / "job"])
+            guest_files.write_job(self.folder / "job", self.description(images.libraries))
+            machine.write_files(self.folder, vmlinuz, [*images.of(self), self.folder / "job"])
             status = machine.run(binary, self.folder, limit_s, self.report)
             self.failure = self.judge(status)
         except (machine.GuestError, OSError) as error:
@@ -157,21 +181,18 @@ def main(arguments):
     runs.mkdir(parents=True, exist_ok=True)
     with locked(args.cache):
         binary, kernel = prepare(args.cache.resolve())
-    folder = Path(tempfile.mkdtemp(dir=runs)).resolve()
-    libraries = guest_files.write_base(folder / "base", ROOT)
+        folder = Path(tempfile.mkdtemp(dir=runs)).resolve()
+        jobs = [Job(file, args.options, folder / str(i)) for i, file in enumerate(args.files)]
+        images = Images(args.cache.resolve(), folder, jobs)
     vmlinuz = kernel.read_bytes()
     print(f"== {len(args.files)} test files, {args.guests} guests at a time", flush=True)
-    jobs = [Job(file, args.options, folder / str(i)) for i, file in enumerate(args.files)]
     with ThreadPoolExecutor(args.guests) as pool:
-        running = [
-            pool.submit(j.run, binary, vmlinuz, folder / "base", libraries, args.minutes * 60)
-            for j in jobs
-        ]
+        running = [pool.submit(j.run, binary, vmlinuz, images, args.minutes * 60) for j in jobs]
     for job in (x.result() for x in running):
         print(f"{job.file:36} {job.minutes:5.1f} min  {job.failure or job.summary()}")
     failed = [job for job in jobs if job.failure]
     if failed:
-        (folder / "base").unlink()
+        images.base.unlink()
         print(f"emulate: {len(failed)} of {len(jobs)} test files failed; left in {folder}")
     elif all("no tests ran" in job.summary() for job in jobs):
         failed = jobs

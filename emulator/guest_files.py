@@ -4,6 +4,7 @@ Every file keeps its path: the virtual environment and the editable install work
 Knows no kernel and no emulator.
 """
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import marshal
@@ -167,6 +168,13 @@ def write_base(path, root):
         image.entry("/init", 0o100755, f"#!{sys.executable} -I\n{init}".encode())
         image.close()
     return sorted({str(p.parent) for p in libraries})
+
+
+def hugging_face_key():
+    """Names what write_hugging_face would write."""
+    packages = sorted((x.name, x.version) for x in with_requirements(HUGGING_FACE).values())
+    made_of = repr([packages, sys.prefix, sys.version, sorted(UNUSED_FOLDERS)])
+    return hashlib.sha256(made_of.encode()).hexdigest()[:12]
 
 
 def write_hugging_face(path):

@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -188,6 +188,11 @@ def main(arguments):
     print(f"== {len(args.files)} test files, {args.guests} guests at a time", flush=True)
     with ThreadPoolExecutor(args.guests) as pool:
         running = [pool.submit(j.run, binary, vmlinuz, images, args.minutes * 60) for j in jobs]
+        try:
+            wait(running)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     for job in (x.result() for x in running):
         print(f"{job.file:36} {job.minutes:5.1f} min  {job.failure or job.summary()}")
     failed = [job for job in jobs if job.failure]

@@ -5,9 +5,9 @@ Knows no test: it runs whatever the initramfs starts, and tells how that ended.
 
 import os
 import re
+import shutil
 import subprocess
 import time
-from pathlib import Path
 
 import boot
 
@@ -15,7 +15,8 @@ MEMORY_MIB = 896  # beside the initramfs, which is there twice while it is unpac
 MAX_MEMORY_MIB = 3072  # above it a PC has a hole
 INSTRUCTIONS_PER_S = 2_200_000_000  # of the guest's clock: as its CPUID says; not of this machine's
 COMMAND_LINE = (
-    "console=ttyS0 rdinit=/init quiet loglevel=2 panic=-1 acpi=off no5lvl nokaslr mitigations=off "
+    "console=ttyS0 rdinit=/init rootfstype=ramfs quiet loglevel=2 panic=-1 "
+    "acpi=off no5lvl nokaslr mitigations=off "
     "tsc=reliable lpj=4400000 audit=0 apparmor=0 random.trust_cpu=1"
 )
 # IA32_MISC_ENABLE with fast string operations on: without them Linux 6.1 copies past its buffers,
@@ -39,8 +40,11 @@ error: action=ignore
 info: action=ignore
 """
 END = re.compile(r"^emulator: exit (-?\d+)\s*$", re.M)
-DEATHS = ("Kernel panic", "reboot: System halted", "Oops:", "general protection fault:")
+DEATHS = ("Kernel panic", "Initramfs unpacking failed", "Oops:", "general protection fault:")
 POLL_S = 0.5
+
+
+LARGE_FILES = ("initramfs", "kernel")  # of no use once the machine has ended
 
 
 class GuestError(Exception):
@@ -56,7 +60,8 @@ def write_files(folder, vmlinuz, initramfs):
     """
     with open(folder / "initramfs", "wb") as output:
         for part in initramfs:
-            output.write(Path(part).read_bytes())
+            with open(part, "rb") as source:
+                shutil.copyfileobj(source, output)
         size = output.tell()
     memory = MEMORY_MIB + 2 * (size // boot.MIB)
     if memory > MAX_MEMORY_MIB:
@@ -115,6 +120,8 @@ def run(bochs, folder, limit_s, report):
     finally:
         process.kill()
         process.wait()
+        for name in LARGE_FILES:
+            (folder / name).unlink()
 
 
 class Console:

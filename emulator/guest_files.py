@@ -24,6 +24,7 @@ UNUSED_STDLIB = {"test", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurep
 UNUSED_STDLIB |= {"site-packages", "dist-packages"}
 UNUSED_FOLDERS = {"test", "tests", "bin", "include", "f2py", "distutils"}  # of packages
 UNUSED_SUFFIXES = {".pyi", ".pyc", ".a", ".h", ".c", ".pxd", ".pyx", ".pxi"}
+NEEDED_ALL_THE_SAME = {"torch_shm_manager"}  # torch looks whether it is there
 PROJECT = ("*.py", "pyproject.toml", "kernels/*.py", "trtllm_bridge/*.py", "tests/*.py")
 BINDINGS = ("kernels/_kernels*.so", "trtllm_bridge/_engine*.so")
 
@@ -63,7 +64,8 @@ def package_files(names):
     """The files of installed packages that a program may need."""
     for package in with_requirements(names).values():
         for file in package.files or []:
-            if not UNUSED_FOLDERS & set(file.parts[1:-1]) and file.parts[0] != "..":
+            unused = UNUSED_FOLDERS & set(file.parts[1:-1]) and file.name not in NEEDED_ALL_THE_SAME
+            if not unused and file.parts[0] != "..":
                 yield Path(file.locate())
 
 
@@ -173,7 +175,9 @@ def write_base(path, root):
 def hugging_face_key():
     """Names what write_hugging_face would write."""
     packages = sorted((x.name, x.version) for x in with_requirements(HUGGING_FACE).values())
-    made_of = repr([packages, sys.prefix, sys.version, sorted(UNUSED_FOLDERS)])
+    made_of = repr(
+        [packages, sys.prefix, sys.version, sorted(UNUSED_FOLDERS | NEEDED_ALL_THE_SAME)]
+    )
     return hashlib.sha256(made_of.encode()).hexdigest()[:12]
 
 

@@ -90,6 +90,8 @@ def fetch_bochs(apt):
 
     Only the archive: Debian's own changes are about its packaging.
     """
+    for old in (apt.folder / "download").glob(f"{BOCHS}_*"):
+        old.unlink()  # apt lists only what is not there
     listed = apt.run("apt-get", "source", "--print-uris", "--only-source", BOCHS)
     found = re.search(r"^'(\S+)' (\S+\.orig\.tar\.\w+) \d+ (SHA256:\w+)", listed, re.M)
     if found is None:

@@ -47,9 +47,10 @@ def test_loops_are_found():
     assert [list(innermost_loops(f)) for f in functions(text)] == [[], [["nop", "jne 2 <f+1>"]]]
 
 
-@pytest.mark.parametrize(
-    "source", ["avx2", "avx512", "avx512bf16", "int8_avx2", "int8_avxvnni", "int8_vnni"], ids=lambda s: f"gemm_{s}"
-)
+GEMMS = ("avx2", "avx512", "avx512bf16", "int8_avx2", "int8_avxvnni", "int8_vnni")
+
+
+@pytest.mark.parametrize("source", GEMMS)
 def test_sums_stay_in_registers(source):
     path = OBJECTS / f"gemm_{source}.cc.o"
     if not path.exists() or shutil.which("objdump") is None:

@@ -16,52 +16,17 @@ GENRECALL_COPTS = [
 ]
 
 # TensorFlow's headers warn under -Wall -Wextra; the op sources are compiled against them as system headers.
+_AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+_AVX512 = _AVX2 + ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+
 GENRECALL_ISA_COPTS = {
     "_sse42.cc": ["-msse4.2"],
-    "_avx2.cc": ["-mavx2", "-mfma", "-mf16c"],
-    "_avx512.cc": [
-        "-mavx2",
-        "-mfma",
-        "-mf16c",
-        "-mavx512f",
-        "-mavx512bw",
-        "-mavx512dq",
-        "-mavx512vl",
-    ],
-    "_vnni.cc": [
-        "-mavx2",
-        "-mfma",
-        "-mf16c",
-        "-mavx512f",
-        "-mavx512bw",
-        "-mavx512dq",
-        "-mavx512vl",
-        "-mavx512vnni",
-    ],
-    "_avxvnni.cc": ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"],
-    "_avx512bf16.cc": [
-        "-mavx2",
-        "-mfma",
-        "-mf16c",
-        "-mavx512f",
-        "-mavx512bw",
-        "-mavx512dq",
-        "-mavx512vl",
-        "-mavx512bf16",
-    ],
-    "_amx.cc": [
-        "-mavx2",
-        "-mfma",
-        "-mf16c",
-        "-mavx512f",
-        "-mavx512bw",
-        "-mavx512dq",
-        "-mavx512vl",
-        "-mavx512bf16",
-        "-mamx-tile",
-        "-mamx-bf16",
-        "-mamx-int8",
-    ],
+    "_avx2.cc": _AVX2,
+    "_avxvnni.cc": _AVX2 + ["-mavxvnni"],
+    "_avx512.cc": _AVX512,
+    "_avx512bf16.cc": _AVX512 + ["-mavx512bf16"],
+    "_vnni.cc": _AVX512 + ["-mavx512vnni"],
+    "_amx.cc": _AVX512 + ["-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
 }
 
 def isa_copts(filename):

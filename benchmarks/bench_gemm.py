@@ -24,7 +24,7 @@ from genrecall.kernels import _kernels
 n = _kernels._numeric
 SHAPES = [(896, 1152), (896, 896), (896, 9728), (4864, 896)]  # qkv, attention out, gate+up, down
 BYTES = {"float32": 4, "bfloat16": 2, "w8": 1, "w8a8": 1}
-UNITS = {"w8": "bfloat16", "w8a8": "int8"}  # whose peak they are measured by
+UNITS = {"w8a8": "int8"}  # whose peak it is measured by
 COLD_BYTES = 192 << 20  # of weights that calls rotate through
 OTHERS = ("torch", "numpy")
 
@@ -109,8 +109,9 @@ def main():
     machine = measure(args.threads)
     print(
         f"{args.threads} thread(s), {args.isa}; measured peaks: "
-        f"float32 {machine.float_ops / 1e9:.0f} GFLOP/s, "
-        f"bf16 tiles {machine.tile_bf16_ops / 1e9:.0f} GFLOP/s, "
+        f"float32 {machine.peak_ops(args.isa, 'float32') / 1e9:.0f}, "
+        f"bf16 {machine.peak_ops(args.isa, 'bfloat16') / 1e9:.0f}, "
+        f"int8 {machine.peak_ops(args.isa, 'int8') / 1e9:.0f} GOP/s, "
         f"memory {machine.bytes_per_s / 1e9:.1f} GB/s"
     )
     print("dtype         k  outs rows  GFLOP/s of peak   GB/s of mem   torch   numpy (GFLOP/s)")

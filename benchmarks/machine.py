@@ -32,13 +32,18 @@ class Machine:
     bytes_per_s: float
 
     def peak_ops(self, isa, dtype):
-        """The peak of the units that the engine uses for `dtype` under `isa`."""
+        """The peak of the units that the engine uses for `dtype` under `isa`, the machine's own.
+
+        dtype: float32, bfloat16, int8 (by int8) or w8 (weights alone). Under an ISA that was forced
+        on a machine with wider vectors, float peaks are those of the wider ones.
+        """
         peaks = {
             ("int8", "amx"): self.tile_int8_ops,
             ("int8", "avx512_bf16"): self.int8_ops or self.avx2_int8_ops,
             ("int8", "avx512"): self.int8_ops or self.avx2_int8_ops,
             ("int8", "avx2"): self.avx2_int8_ops,
             ("bfloat16", "amx"): self.tile_bf16_ops,
+            ("w8", "amx"): self.tile_bf16_ops,
             ("bfloat16", "avx512_bf16"): self.bf16_ops,
         }
         return peaks.get((dtype, isa)) or self.float_ops

@@ -97,3 +97,9 @@ def decoder_parameters(shape):
     kv = s["num_key_value_heads"] * head
     attention = 2 * hidden * hidden + 2 * hidden * kv + hidden + 2 * kv
     return s["num_hidden_layers"] * (attention + 3 * hidden * ffn + 2 * hidden) + hidden
+
+
+def layer_parameters_behind_attention(shape):
+    """Parameters of one layer that come after its attention: the output projection and the FFN."""
+    s = SHAPES[shape]
+    return s["hidden_size"] * (s["hidden_size"] + 3 * s["intermediate_size"])

@@ -131,6 +131,7 @@ py::object Gemm(const std::string& isa, const Tensor& x, const WeightMatrix& w,
                 std::optional<Array<float>> bias, const std::string& epilogue,
                 std::optional<py::array_t<float>> y, ThreadPool* pool) {
   const TransformerOps& ops = Table(isa);
+  Require(w.cols > 0, "w: expected 1 column or more");
   Require(x.rank() == 2 && x.dim(1) == w.cols && (w.dtype == DType::kI8 || x.dtype() == w.dtype),
           "x, w: expected [n, k] and [rows, k] of one dtype, or int8 w");
   GemmArgs args;

@@ -2,9 +2,8 @@
 // of kTileRows activation rows x kTileVecs outputs. What multiplies in them is a Product:
 //
 //   Weight, Input, Acc   what weights, packed activations and accumulators are made of
-//   kDepth               numbers of an activation row at most that stay in the first-level cache, kTileRows
-//   rows
-//                        at a time
+//   kDepth               about as many numbers of a row as stay in the first-level cache, kTileRows rows at a
+//                        time
 //   Accumulate<kRows, kAhead>(x, stride, w, cols, acc)   acc[r][c] += x[r] . w[c] over `cols` numbers
 //   Finish(acc, sums)    the sums of a row's kTileVecs accumulators
 //
@@ -115,8 +114,7 @@ void DotRows(const GemmArgs& args, int rows, const typename Product::Input* x, i
 
 inline int64_t RoundUpTo(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
-// Stretches of k as even as can be, of about `most` numbers; a multiple of every product's step. One tile of
-// rows takes all in one: it reads weights once, in order.
+// Stretches of k as even as can be, of about `most` numbers; a multiple of every product's step.
 inline int64_t StretchDepth(int64_t cols, int64_t most) {
   const int64_t stretches = (cols + most - 1) / most;
   return RoundUpTo((cols + stretches - 1) / stretches, 4 * kLanes);
@@ -129,6 +127,7 @@ void ColumnsOf(const GemmArgs& args, Activations<typename Product::Input> x, int
   float sums[kTileRows * kStride], up[kTileRows * kStride];
   const int count = static_cast<int>(last - first);
   const RowGroups groups(args.n, kTileRows);
+  // One tile of rows reads weights once, in order.
   const int64_t depth = StretchDepth(args.w.cols, groups.count == 1 ? args.w.cols : Product::kDepth);
   for (int64_t g = 0; g < groups.count; ++g) {
     const int64_t r = groups.First(g);

@@ -1,5 +1,5 @@
-// 8-lane vectors for the kernels written once in *_simd.h. Included only by *_avx2.cc; internal linkage
-// throughout, see simd_avx512.h, whose twin this is: the same names, and the same meanings.
+// 8-lane vectors for the kernels written once in *_simd.h. Included only by *_avx2.cc and *_avxvnni.cc;
+// internal linkage throughout, see simd_avx512.h, whose twin this is: the same names, and the same meanings.
 #ifndef GENRECALL_KERNELS_SIMD_AVX2_H_
 #define GENRECALL_KERNELS_SIMD_AVX2_H_
 
@@ -14,7 +14,6 @@ namespace {
 using Vec = __m256;
 constexpr int kLanes = 8;
 constexpr int kTileRows = 6, kTileVecs = 2;  // 12 accumulators, 2 operands, 1 broadcast of 16 registers
-constexpr int kFloatDepth = 896;  // floats of kTileRows rows that leave a cache of 32 KiB room for weights
 
 [[maybe_unused]] inline Vec Zero() { return _mm256_setzero_ps(); }
 [[maybe_unused]] inline Vec Set1(float x) { return _mm256_set1_ps(x); }

@@ -1,6 +1,6 @@
-// 16-lane vectors for the kernels written once in *_simd.h. Included only by *_avx512.cc and *_amx.cc;
-// everything has internal linkage, so no AVX-512 copy of a function can be linked into code for older CPUs.
-// simd_avx2.h is its twin.
+// 16-lane vectors for the kernels written once in *_simd.h. Included only by *_avx512.cc, *_avx512bf16.cc,
+// *_vnni.cc and *_amx.cc; everything has internal linkage, so no AVX-512 copy of a function can be linked
+// into code for older CPUs. simd_avx2.h is its twin.
 #ifndef GENRECALL_KERNELS_SIMD_AVX512_H_
 #define GENRECALL_KERNELS_SIMD_AVX512_H_
 
@@ -21,7 +21,6 @@ namespace {
 using Vec = __m512;
 constexpr int kLanes = 16;
 constexpr int kTileRows = 6, kTileVecs = 4;  // 24 accumulators, 4 operands, 1 broadcast of 32 registers
-constexpr int kFloatDepth = 1024;            // floats of kTileRows rows that stay in the first-level cache
 
 [[maybe_unused]] inline Vec Zero() { return _mm512_setzero_ps(); }
 [[maybe_unused]] inline Vec Set1(float x) { return _mm512_set1_ps(x); }

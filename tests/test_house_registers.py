@@ -14,7 +14,7 @@ import pytest
 
 OBJECTS = Path(__file__).resolve().parent.parent / "build/obj/core/kernels"
 PRODUCT = re.compile(r"vfmadd|vpmaddwd|vpdpbusd|vdpbf16ps")
-ON_STACK = re.compile(r"[xyz]mm\d+.*\(%r[sb]p\)|\(%r[sb]p\).*[xyz]mm")
+ON_STACK = re.compile(r"[xyz]mm\d+.*\(%r[sb]p\b|\(%r[sb]p\b.*[xyz]mm")
 JUMP = re.compile(r"j\w+\s+([0-9a-f]+)\b")
 
 
@@ -29,41 +29,46 @@ def functions(disassembly):
     return found
 
 
-def innermost_loops(function):
-    """The instructions of each loop that has no loop within."""
+def straight_loops(function):
+    """The instructions of each loop without another jump in it: what a tile's steps are."""
     index = {address: i for i, (address, _) in enumerate(function)}
-    loops = []  # (first, last), by the backward jump at its end
-    for i, (_, instruction) in enumerate(function):
+    for last, (_, instruction) in enumerate(function):
         match = JUMP.match(instruction)
-        if match and index.get(match[1], i + 1) <= i:
-            loops.append((index[match[1]], i))
-    for first, last in loops:
-        if not any(first <= f and b < last for f, b in loops):
-            yield [text for _, text in function[first : last + 1]]
+        first = index.get(match[1], last + 1) if match else last + 1
+        body = [text for _, text in function[first : last + 1]]
+        if body and sum(bool(JUMP.match(x)) for x in body) == 1:
+            yield body
 
 
 def test_loops_are_found():
     text = "0 <f>:\n  1:\tnop\n  2:\tnop\n  3:\tjne 2 <f+1>\n  4:\tjne 1 <f>\n  5:\tjmp 9 <f>\n"
-    assert [list(innermost_loops(f)) for f in functions(text)] == [[], [["nop", "jne 2 <f+1>"]]]
+    assert [list(straight_loops(f)) for f in functions(text)] == [[], [["nop", "jne 2 <f+1>"]]]
 
 
-GEMMS = ("avx2", "avx512", "avx512bf16", "int8_avx2", "int8_avxvnni", "int8_vnni")
+# Of each gemm, the products of its widest tiles' steps: one a sum, two for bf16 that is widened.
+WIDEST = {
+    "avx2": {12, 24},
+    "avx512": {24, 48},
+    "avx512bf16": {24},
+    "int8_avx2": {12},
+    "int8_avxvnni": {12},
+    "int8_vnni": {24},
+}
 
 
-@pytest.mark.parametrize("source", GEMMS)
+@pytest.mark.parametrize("source", WIDEST)
 def test_sums_stay_in_registers(source):
     path = OBJECTS / f"gemm_{source}.cc.o"
     if not path.exists() or shutil.which("objdump") is None:
         pytest.skip("needs binutils and the objects of a build in the source tree")
     command = ["objdump", "-d", "--no-show-raw-insn", str(path)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    tiles = 0
-    for function in functions(out):
-        for loop in innermost_loops(function):
-            products = sum(bool(PRODUCT.search(x)) for x in loop)
-            if products < 8 or len(loop) > 5 * products:  # no tile, or its end
-                continue
-            tiles += 1
-            on_stack = [x for x in loop if ON_STACK.search(x)]
-            assert len(on_stack) <= products // 12, "\n".join(loop)
-    assert tiles >= 3, "no tiles found: has the disassembly another form?"
+    found = set()
+    for loop in (x for f in functions(out) for x in straight_loops(f)):
+        products = sum(bool(PRODUCT.search(x)) for x in loop)
+        if products < 8:  # of few rows
+            continue
+        found.add(products)
+        # One: GCC parks an activation that nobody reads again.
+        assert sum(bool(ON_STACK.search(x)) for x in loop) <= 1, "\n".join(loop)
+    assert WIDEST[source] <= found, "no such tile: are its loops unrolled?"

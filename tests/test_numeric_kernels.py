@@ -157,6 +157,9 @@ def test_gemm_refuses_mismatched_inputs():
     x, w = n.Tensor(normal(1, 2, 3), "float32"), n.Tensor(normal(1, 2, 4), "float32")
     with pytest.raises(ValueError, match=r"x, w: expected \[n, k\] and \[rows, k\] of one dtype"):
         n.gemm("scalar", x, w)
+    nothing = n.Tensor(np.zeros((2, 0), np.float32), "float32")
+    with pytest.raises(ValueError, match="w: expected 1 column or more"):
+        n.gemm("scalar", nothing, nothing)
     with pytest.raises(ValueError, match="epilogue = 'gelu': expected store|accumulate|swiglu"):
         n.gemm("scalar", x, x, epilogue="gelu")
 

@@ -26,18 +26,28 @@ def _figure(width=7, height=4.2):
     return figure, figure.add_subplot()
 
 
+def _name_ticks(axes, values):
+    """Ticks of a logarithmic axis at what was measured, named as numbers."""
+    values = sorted(set(values))
+    axes.set_xticks(values, [f"{v:,d}" for v in values])
+    axes.minorticks_off()
+
+
 def _latency(records, shape, path):
-    figure, axes = _figure()
+    figure, axes = _figure(width=9)
     rows = [r for r in records if r["benchmark"] == "latency" and r["shape"] == shape]
     for name in dict.fromkeys(r["system"] for r in rows):
         mine = [r for r in rows if r["system"] == name and r["median_ms"] is not None]
         style = "-o" if name.startswith("genrecall") else "--."
         axes.plot([r["width"] for r in mine], [r["median_ms"] for r in mine], style, label=name)
-    own = [r for r in rows if r["system"] == "genrecall bf16" and "floor_ms" in r]
-    axes.plot([r["width"] for r in own], [r["floor_ms"] for r in own], "k:", label="floor, bf16")
+    for dtype, style in (("bf16", "k:"), ("int8", "k-.")):
+        own = [r for r in rows if r["system"] == f"genrecall {dtype}" and "floor_ms" in r]
+        widths, floors = [r["width"] for r in own], [r["floor_ms"] for r in own]
+        axes.plot(widths, floors, style, linewidth=1, label=f"floor, {dtype}")
     axes.set(xscale="log", yscale="log", xlabel="beam width", ylabel="ms, median")
+    _name_ticks(axes, [r["width"] for r in rows])
     axes.set_title(f"Qwen2-{shape} shape, one request")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=120)
     return path
 
@@ -49,6 +59,7 @@ def _throughput(records, path):
         mine = [r for r in rows if r["system"] == name]
         axes.plot([r["clients"] for r in mine], [r["per_second"] for r in mine], "-o", label=name)
     axes.set(xscale="log", xlabel="requests in flight", ylabel="requests a second", ylim=(0, None))
+    _name_ticks(axes, [r["clients"] for r in rows])
     axes.set_title(f"beam {rows[0]['width']}")
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)

@@ -198,11 +198,14 @@ def measure(args):
                 first = n * FIRST_ITEM_ID
                 builder.submit(bench_index.build_and_save, args.items, str(path), n, first).result()
         os.environ["GENRECALL_INDEX_DIR"] = str(watched)
-        from genrecall import tf_ops
+        from genrecall.serving.quiet import quiet_stderr
 
-        index = tf_ops.RecallIndexResource(files[2])
-        engine = tf_ops.EngineResource(args.model, num_threads=args.threads)
-        recall = recall_graph(index, engine, args.shape, args.width)
+        with quiet_stderr():
+            from genrecall import tf_ops
+
+            index = tf_ops.RecallIndexResource(files[2])
+            engine = tf_ops.EngineResource(args.model, num_threads=args.threads)
+            recall = recall_graph(index, engine, args.shape, args.width)
         words = workload.SHAPES[args.shape]["vocab_size"] - workload.LEVELS * workload.CODES
         prompts = np.random.default_rng(args.seed).integers(0, words, (16, 1, args.prompt_tokens))
 

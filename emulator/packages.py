@@ -9,7 +9,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-ARCHIVE = "http://deb.debian.org/debian"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 KERNEL_SUITE, KERNEL = "bookworm", "linux-image-cloud-amd64"
 BOCHS_SUITE, BOCHS = "trixie", "bochs"  # bookworm's Bochs 2.7 knows no AMX
@@ -20,8 +19,18 @@ class PackageError(Exception):
     """A file that cannot be had: one line that says which, and why."""
 
 
+def debian_archive():
+    """The address of Debian's archive that this system's apt has lists of."""
+    query = ["apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Origin: Debian"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    found = re.search(r"^Debian (\S+?)/?$", done.stdout, re.M)
+    if found is None:
+        raise PackageError("apt has no lists of Debian's archive: run apt-get update on Debian")
+    return found[1]
+
+
 class Apt:
-    """apt on lists of its own, kept in `folder`."""
+    """apt on lists of its own, kept in `folder`, from the archive that the system uses."""
 
     def __init__(self, folder):
         for tool in ("apt-get", "dpkg"):
@@ -29,12 +38,13 @@ class Apt:
                 raise PackageError(f"{tool} not found: the emulator's parts are packages of Debian")
         if not KEYRING.exists():
             raise PackageError(f"no {KEYRING}: install debian-archive-keyring")
+        archive = debian_archive()
         self.folder = folder.resolve()
         for name in ("lists/partial", "cache/archives/partial", "download"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         (self.folder / "sources.list").write_text(
-            f"deb [signed-by={KEYRING} arch=amd64] {ARCHIVE} {KERNEL_SUITE} main\n"
-            f"deb-src [signed-by={KEYRING}] {ARCHIVE} {BOCHS_SUITE} main\n"
+            f"deb [signed-by={KEYRING} arch=amd64] {archive} {KERNEL_SUITE} main\n"
+            f"deb-src [signed-by={KEYRING}] {archive} {BOCHS_SUITE} main\n"
         )
 
     def run(self, tool, *arguments):

@@ -152,3 +152,17 @@ def test_a_missing_tool_is_named(modules, monkeypatch, tmp_path):
         modules["packages"].Apt(tmp_path / "apt")
     with pytest.raises(modules["packages"].PackageError, match=r"g\+\+ not found"):
         modules["bochs"].build(tmp_path / "x.tar.xz", tmp_path / "bochs", tmp_path / "build")
+
+
+def test_the_archive_is_the_systems_own(modules, monkeypatch, tmp_path):
+    lists = "Debian-Security http://mirror/debian-security/\nDebian http://mirror/debian/\n"
+    apt_get = tmp_path / "apt-get"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for text, archive in [(lists, "http://mirror/debian"), ("", None)]:
+        apt_get.write_text(f"#!/bin/sh\nprintf '%s' '{text}'\n")
+        apt_get.chmod(0o755)
+        if archive is not None:
+            assert modules["packages"].debian_archive() == archive
+            continue
+        with pytest.raises(modules["packages"].PackageError, match="no lists of Debian's archive"):
+            modules["packages"].debian_archive()

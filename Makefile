@@ -55,7 +55,7 @@ bench: $(BUILT) $(BASELINES)/.installed
 soak: $(BUILT)
 	PYTHONPATH=tests $(BIN)/python tests/engine_driver.py --sanitizer thread address $(ARGS)
 
-# The kernels' tests in AVX-512, VNNI and AMX instructions, on an emulated machine: 21 minutes of CPU time, the first time 4 more.
+# The kernels' tests in AVX-512, VNNI and AMX instructions, on an emulated machine: about 25 minutes of CPU time, the first time 4 more.
 # ARGS="tests/test_int8_gemm.py -k swiglu --guests 1", and others.
 emulate: $(BUILT)
 	$(BIN)/python emulator/emulated_tests.py $(ARGS)

@@ -4,6 +4,7 @@
 #define GENRECALL_KERNELS_GEMM_EPILOGUE_SIMD_H_
 
 #include "kernels/transformer_args.h"
+#include "kernels/vector_loop_simd.h"
 
 namespace genrecall {
 namespace {
@@ -15,14 +16,14 @@ inline Vec Silu(Vec x) { return Div(x, Add(Set1(1.0f), Exp(Sub(Zero(), x)))); }
 inline void Finish(const GemmArgs& args, int64_t row, float x_scale, int64_t first, int count,
                    const float* sums, const float* up) {
   const int64_t half = args.w.rows / 2;
-  const auto output = [&](const float* s, int64_t column, int i, int lanes) {
+  const auto output = [&](const float* s, int64_t column, int64_t i, int lanes) {
     Vec sum = LoadPartial(s + i, lanes);
     if (args.w.scale != nullptr) {
       sum = Mul(Mul(sum, LoadPartial(args.w.scale + column + i, lanes)), Set1(x_scale));
     }
     return args.bias == nullptr ? sum : Add(sum, LoadPartial(args.bias + column + i, lanes));
   };
-  const auto finish = [&](int i, int lanes) {
+  ForVectors(count, [&](int64_t i, int lanes) {
     const Vec sum = output(sums, first, i, lanes);
     if (args.epilogue == Epilogue::kSwiGlu) {
       const Vec y = Mul(Silu(sum), output(up, half + first, i, lanes));
@@ -36,10 +37,7 @@ inline void Finish(const GemmArgs& args, int64_t row, float x_scale, int64_t fir
       float* y = args.y + row * args.ldy + first + i;
       StorePartial(y, args.epilogue == Epilogue::kStore ? sum : Add(LoadPartial(y, lanes), sum), lanes);
     }
-  };
-  int i = 0;
-  for (; i + kLanes <= count; i += kLanes) finish(i, kLanes);
-  if (i < count) finish(i, count - i);
+  });
 }
 
 }  // namespace

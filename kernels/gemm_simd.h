@@ -123,7 +123,8 @@ void Pack(const GemmArgs& args, int64_t first, int64_t last, void* packed) {
         low = LoadPartial(x + k, left < kLanes ? left : kLanes);
         high = LoadPartial(x + k + kLanes, left < kLanes ? 0 : left - kLanes);
       } else if (left == 2 * kLanes) {
-        LoadPairs(x + k, &low, &high);
+        low = LoadEven(x + k);
+        high = LoadOdd(x + k);
       } else {
         LoadPairsPartial(x + k, left, &low, &high);
       }

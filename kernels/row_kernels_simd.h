@@ -4,17 +4,10 @@
 
 #include "kernels/quantize_simd.h"
 #include "kernels/row_kernels.h"
+#include "kernels/vector_loop_simd.h"
 
 namespace genrecall {
 namespace {
-
-// Calls body(i, lanes) for the vectors that cover [0, n): lanes = kLanes, fewer for the last.
-template <typename Body>
-inline void ForVectors(int64_t n, const Body& body) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) body(i, kLanes);
-  if (i < n) body(i, static_cast<int>(n - i));
-}
 
 inline float SquareRoot(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 

@@ -117,14 +117,11 @@ inline Vec WidenInt8(__m128i x) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32
   return _mm256_castsi256_ps(
       _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), upper));
 }
-[[maybe_unused]] inline void LoadPairs(const bf16* p, Vec* even, Vec* odd) {
-  *even = LoadEven(p);
-  *odd = LoadOdd(p);
-}
 [[maybe_unused]] inline void LoadPairsPartial(const bf16* p, int count, Vec* even, Vec* odd) {  // count < 16
   bf16 copy[2 * kLanes] = {};
   for (int i = 0; i < count; ++i) copy[i] = p[i];
-  LoadPairs(copy, even, odd);
+  *even = LoadEven(copy);
+  *odd = LoadOdd(copy);
 }
 
 // Into the first-level cache, and into the second.

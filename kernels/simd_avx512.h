@@ -109,10 +109,6 @@ constexpr __mmask32 kOddWords = 0xaaaaaaaau;
 [[maybe_unused]] inline Vec LoadOdd(const bf16* p) {
   return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(kOddWords, p));
 }
-[[maybe_unused]] inline void LoadPairs(const bf16* p, Vec* even, Vec* odd) {
-  *even = LoadEven(p);
-  *odd = LoadOdd(p);
-}
 [[maybe_unused]] inline void LoadPairsPartial(const bf16* p, int count, Vec* even, Vec* odd) {  // count < 32
   const __mmask32 first = (1u << count) - 1u;
   *even = Even(_mm512_maskz_loadu_epi16(first, p));

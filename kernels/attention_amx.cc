@@ -7,10 +7,14 @@
 //
 // Queries and weights enter as two bf16 numbers each, the nearest one and what it leaves, so that scores and
 // outputs keep float32's accuracy but for 2^-17: products of tiles are cheap beside exp.
+#include <type_traits>
+
+#include "kernels/amx_bf16.h"
 #include "kernels/amx_tile.h"
 #include "kernels/simd_avx512.h"
 // The vectors first: what follows is written over them.
 #include "kernels/attention_simd.h"
+#include "kernels/bf16_math_simd.h"
 #include "kernels/query_block_simd.h"
 
 namespace genrecall {
@@ -22,32 +26,24 @@ constexpr int kKeySteps = kPageTokens / kTileDepth;  // of out += V^T weights
 constexpr int64_t kTileBytesPerRow = kTileDim * 4;
 static_assert(kKeyTiles == 4, "score tiles 0..3");
 
-// x as hi + lo, both bf16 in the upper halves of 32 bits.
-struct SplitVec {
-  __m512i hi, lo;
-};
-inline SplitVec SplitBf16(Vec x) {
-  const __m512i hi = RoundToBf16(x);
-  return {hi, RoundToBf16(Sub(x, _mm512_castsi512_ps(hi)))};
-}
-
-// Pairs of bf16: `even` in the lower halves, `odd` in the upper ones.
-inline __m512i Pair(__m512i even, __m512i odd) { return _mm512_or_si512(_mm512_srli_epi32(even, 16), odd); }
-
-// 32 numbers in order as 16 pairs, hi and lo.
-inline SplitVec SplitPairs(const float* x) {
-  const SplitVec a = SplitBf16(Load(x)), b = SplitBf16(Load(x + kLanes));
-  const auto join = [](__m512i first, __m512i second) {
-    const __m256i low = _mm512_cvtepi32_epi16(_mm512_srli_epi32(first, 16));
-    return _mm512_inserti64x4(_mm512_castsi256_si512(low),
-                              _mm512_cvtepi32_epi16(_mm512_srli_epi32(second, 16)), 1);
-  };
-  return {join(a.hi, b.hi), join(a.lo, b.lo)};
-}
-
 struct SplitTile {
   float hi[kTileFloats], lo[kTileFloats];  // pairs of bf16
 };
+
+// Numbers that are bf16 already, as pairs: `even` in the lower halves.
+inline Vec Pair(Vec even, Vec odd) {
+  return _mm512_castsi512_ps(
+      _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(even), 16), _mm512_castps_si512(odd)));
+}
+
+// Pairs of bf16 numbers and what they leave of `even` and `odd`.
+inline void SplitPair(Vec even, Vec odd, float* hi, float* lo) {
+  const __m512i pair = PairOfBf16(even, odd), upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  const Vec even_left = Sub(even, Even(pair));
+  const Vec odd_left = Sub(odd, _mm512_castsi512_ps(_mm512_and_si512(pair, upper)));
+  Store(hi, _mm512_castsi512_ps(pair));
+  Store(lo, _mm512_castsi512_ps(PairOfBf16(even_left, odd_left)));
+}
 
 // QueryBlock's interface; the pages go through tiles, all else through a QueryBlock.
 class TileQueryBlock {
@@ -74,7 +70,6 @@ class TileQueryBlock {
     values_ = reinterpret_cast<bf16*>(take(value_floats));
     key_scale_ = take(kPageTokens);
     value_scale_ = take(kPageTokens);
-    for (int64_t i = 0; i < out_tiles * kTileFloats; ++i) out_[i] = 0.0f;
     for (int i = 0; i < groups_ * kGroup; ++i) {
       max_[i] = -__builtin_inff();
       sum_[i] = 0.0f;
@@ -86,21 +81,17 @@ class TileQueryBlock {
   // Packs the queries: per group and step of 32 dimensions, [16 pairs of dimensions, 16 queries].
   void StartPages() {
     for (int g = 0; g < groups_; ++g) {
-      for (int s = 0; s < dim_steps_; ++s) {
-        Vec hi[kTileDim], lo[kTileDim];
+      for (int d = 0; d < dim_steps_ * kTileDepth; d += kLanes) {
+        Vec v[kTileDim];
         for (int i = 0; i < kGroup; ++i) {
-          alignas(64) float q[kTileDepth] = {};
-          if (g * kGroup + i < rows_) CopyQuery(g * kGroup + i, s * kTileDepth, q);
-          const SplitVec pairs = SplitPairs(q);
-          hi[i] = _mm512_castsi512_ps(pairs.hi);
-          lo[i] = _mm512_castsi512_ps(pairs.lo);
+          const bool there = g * kGroup + i < rows_ && d < block_.stride();
+          v[i] = there ? Load(block_.query(g * kGroup + i) + d) : Zero();
         }
-        Transpose(hi);
-        Transpose(lo);
-        SplitTile* tile = queries_ + g * dim_steps_ + s;
-        for (int i = 0; i < kTileDim; ++i) {
-          Store(tile->hi + i * kTileDim, hi[i]);
-          Store(tile->lo + i * kTileDim, lo[i]);
+        Transpose(v);
+        SplitTile* tile = queries_ + g * dim_steps_ + d / kTileDepth;
+        for (int i = 0; i < kLanes; i += 2) {
+          const int row = (d % kTileDepth + i) / 2 * kTileDim;
+          SplitPair(v[i], v[i + 1], tile->hi + row, tile->lo + row);
         }
       }
     }
@@ -108,24 +99,31 @@ class TileQueryBlock {
 
   template <typename T, typename Valid>
   void Page(const T* k, const T* v, int keys, const Valid& valid) {
+    constexpr bool kScaled = std::is_same<T, int8_t>::value;
     const bf16* rows = PadKeys(k, keys);
-    for (int j = 0; j < kPageTokens; ++j) {
-      key_scale_[j] = j < keys ? KvScale(k + j * KvStride(k, dim_), dim_) : 0.0f;
-      value_scale_[j] = j < keys ? KvScale(v + j * KvStride(v, dim_), dim_) : 0.0f;
+    if (kScaled) {
+      for (int j = 0; j < kPageTokens; ++j) {
+        key_scale_[j] = j < keys ? KvScale(k + j * KvStride(k, dim_), dim_) : 0.0f;
+        value_scale_[j] = j < keys ? KvScale(v + j * KvStride(v, dim_), dim_) : 0.0f;
+      }
     }
     TransposeValues(v, keys);
     for (int g = 0; g < groups_; ++g) {
       int32_t seen[kGroup];
+      bool all = true;
       for (int i = 0; i < kGroup; ++i) {
         const int n = g * kGroup + i < rows_ ? valid(g * kGroup + i) : keys;
         seen[i] = n < keys ? n : keys;
+        all = all && n >= keys;
       }
       alignas(64) float scores[kPageTokens * kGroup];
       alignas(64) SplitTile weights[kKeySteps];
       Scores(g, rows, scores);
-      Softmax(g, _mm512_loadu_si512(seen), scores, weights);
-      AddValues(g, weights);
+      all ? Softmax<kScaled, false>(g, keys, seen, scores, weights)
+          : Softmax<kScaled, true>(g, keys, seen, scores, weights);
+      AddValues(g, (keys + kTileDepth - 1) / kTileDepth, weights);
     }
+    first_page_ = false;
   }
 
   void EndPages() {
@@ -155,10 +153,6 @@ class TileQueryBlock {
  private:
   float* OutTile(int g, int t) { return out_ + (int64_t{g} * dim_tiles_ + t) * kTileFloats; }
 
-  void CopyQuery(int i, int first, float* q) const {
-    for (int d = 0; d < kTileDepth && first + d < dim_; ++d) q[d] = block_.query(i)[first + d];
-  }
-
   // Keys as [kPageTokens, dim_steps_ * 32], without their scales: the page itself where its rows are whole
   // and it is full. bf16 holds an int8 number exactly.
   const bf16* PadKeys(const bf16* k, int keys) {
@@ -182,15 +176,18 @@ class TileQueryBlock {
   // values_[dim_tiles_ * 16][kPageTokens], without their scales; dimensions and keys past the end are 0.
   template <typename T>
   void TransposeValues(const T* v, int keys) {
-    for (int j = 0; j < kPageTokens; j += kTileDim) {
-      for (int d = 0; d < dim_; d += kTileDim) {
-        const int lanes = dim_ - d < kTileDim ? dim_ - d : kTileDim;
-        Vec block[kTileDim];
+    for (int d = 0; d < dim_; d += kTileDim) {
+      const int lanes = dim_ - d < kTileDim ? dim_ - d : kTileDim;
+      const auto value = [&](int j) {
+        return j < keys ? LoadPartial(v + j * KvStride(v, dim_) + d, lanes) : Zero();
+      };
+      for (int j = 0; j < kPageTokens; j += 2 * kTileDim) {
+        Vec pairs[kTileDim];
+        for (int i = 0; i < kTileDim; ++i) pairs[i] = Pair(value(j + 2 * i), value(j + 2 * i + 1));
+        Transpose(pairs);
         for (int i = 0; i < kTileDim; ++i) {
-          block[i] = j + i < keys ? LoadPartial(v + (j + i) * KvStride(v, dim_) + d, lanes) : Zero();
+          _mm512_storeu_ps(values_ + int64_t{d + i} * kPageTokens + j, pairs[i]);
         }
-        Transpose(block);
-        for (int i = 0; i < kTileDim; ++i) Store(values_ + int64_t{d + i} * kPageTokens + j, block[i]);
       }
     }
   }
@@ -228,53 +225,70 @@ class TileQueryBlock {
   }
 
   // scores -> weights, as pairs of successive keys; rescales what was summed before. Query i sees the first
-  // seen[i] keys. Scales of keys and values come in here, where each is one factor: times 1 for bf16.
-  void Softmax(int g, __m512i seen, const float* scores, SplitTile* weights) {
-    const auto score = [&](int j) { return Mul(Load(scores + j * kGroup), Set1(key_scale_[j])); };
-    const auto visible = [&](int j) { return _mm512_cmpgt_epi32_mask(seen, _mm512_set1_epi32(j)); };
+  // seen[i] of `keys` keys, without kMasked all. Scales of keys and values (kScaled) come in here, where each
+  // is one factor.
+  template <bool kScaled, bool kMasked>
+  void Softmax(int g, int keys, const int32_t* seen, const float* scores, SplitTile* weights) {
+    const __m512i seen_lanes = _mm512_loadu_si512(seen);
+    const auto visible = [&](int j) { return _mm512_cmpgt_epi32_mask(seen_lanes, _mm512_set1_epi32(j)); };
+    const auto score = [&](int j) {
+      const Vec s = Load(scores + j * kGroup);
+      return kScaled ? Mul(s, Set1(key_scale_[j])) : s;
+    };
+    constexpr int kChains = 4;  // a maximum takes several cycles
     const Vec old_max = Load(max_ + g * kGroup);
-    Vec max = old_max;
-    for (int j = 0; j < kPageTokens; ++j) {
-      max = _mm512_mask_max_ps(max, visible(j), score(j), max);
-    }
-    Vec sum = Zero();
-    for (int j = 0; j < kPageTokens; j += 2) {
-      SplitVec pair[2];
-      for (int i = 0; i < 2; ++i) {
-        const Vec p = _mm512_maskz_mov_ps(visible(j + i), Exp(Sub(score(j + i), max)));
-        sum = Add(sum, p);
-        pair[i] = SplitBf16(Mul(p, Set1(value_scale_[j + i])));
+    Vec max[kChains] = {old_max, old_max, old_max, old_max};
+    for (int j = 0; j < keys; j += kChains) {
+      for (int i = 0; i < kChains && j + i < keys; ++i) {
+        const Vec s = score(j + i);
+        max[i] = kMasked ? _mm512_mask_max_ps(max[i], visible(j + i), s, max[i]) : Max(s, max[i]);
       }
+    }
+    const Vec new_max = Max(Max(max[0], max[1]), Max(max[2], max[3]));
+    Vec sum = Zero();
+    const auto weight = [&](int j) {
+      if (j >= keys) return Zero();
+      const Vec t = Max(Set1(-kExp2Limit), Mul(Sub(score(j), new_max), Set1(kLog2e)));  // so NaN stays
+      const Vec p = kMasked ? _mm512_maskz_mov_ps(visible(j), Exp2ForBf16(t)) : Exp2ForBf16(t);
+      sum = Add(sum, p);
+      return kScaled ? Mul(p, Set1(value_scale_[j])) : p;
+    };
+    for (int j = 0; j < RoundUp(keys, kTileDepth); j += 2) {
+      const Vec even = weight(j), odd = weight(j + 1);
       SplitTile& tile = weights[j / kTileDepth];
       const int row = j % kTileDepth / 2 * kTileDim;
-      Store(tile.hi + row, _mm512_castsi512_ps(Pair(pair[0].hi, pair[1].hi)));
-      Store(tile.lo + row, _mm512_castsi512_ps(Pair(pair[0].lo, pair[1].lo)));
+      SplitPair(even, odd, tile.hi + row, tile.lo + row);
     }
-    const Vec rescale = Exp(Sub(old_max, max));
-    Store(max_ + g * kGroup, max);
+    const Vec rescale = Exp(Sub(old_max, new_max));
+    Store(max_ + g * kGroup, new_max);
     Store(sum_ + g * kGroup, Fma(Load(sum_ + g * kGroup), rescale, sum));
-    if (_mm512_cmp_ps_mask(rescale, Set1(1.0f), _CMP_NEQ_UQ) == 0) return;  // times 1 changes nothing
+    if (first_page_ || _mm512_cmp_ps_mask(rescale, Set1(1.0f), _CMP_NEQ_UQ) == 0) return;
     for (int64_t i = 0; i < int64_t{dim_tiles_} * kTileFloats; i += kLanes) {
       Store(OutTile(g, 0) + i, Mul(Load(OutTile(g, 0) + i), rescale));
     }
   }
 
-  // out^T += V^T weights^T, four tiles of dimensions at a time.
-  void AddValues(int g, const SplitTile* weights) {
+  // out^T += V^T weights^T over so many steps of keys, four tiles of dimensions at a time.
+  void AddValues(int g, int steps, const SplitTile* weights) {
     int t = 0;
-    for (; t + 4 <= dim_tiles_; t += 4) AddValueTiles<4>(g, t, weights);
-    for (; t < dim_tiles_; ++t) AddValueTiles<1>(g, t, weights);
+    for (; t + 4 <= dim_tiles_; t += 4) AddValueTiles<4>(g, t, steps, weights);
+    for (; t < dim_tiles_; ++t) AddValueTiles<1>(g, t, steps, weights);
+  }
+
+  template <int kTile>
+  void StartOutTile(const float* out) {
+    first_page_ ? TileZero<kTile>() : TileLoad<kTile>(out, kTileBytesPerRow);
   }
 
   template <int kTiles>
-  void AddValueTiles(int g, int t, const SplitTile* weights) {
-    TileLoad<0>(OutTile(g, t), kTileBytesPerRow);
+  void AddValueTiles(int g, int t, int steps, const SplitTile* weights) {
+    StartOutTile<0>(OutTile(g, t));
     if constexpr (kTiles == 4) {
-      TileLoad<1>(OutTile(g, t + 1), kTileBytesPerRow);
-      TileLoad<2>(OutTile(g, t + 2), kTileBytesPerRow);
-      TileLoad<3>(OutTile(g, t + 3), kTileBytesPerRow);
+      StartOutTile<1>(OutTile(g, t + 1));
+      StartOutTile<2>(OutTile(g, t + 2));
+      StartOutTile<3>(OutTile(g, t + 3));
     }
-    for (int s = 0; s < kKeySteps; ++s) {
+    for (int s = 0; s < steps; ++s) {
       const float* const parts[2] = {weights[s].hi, weights[s].lo};
       for (const float* part : parts) {
         TileLoad<6>(part, kTileBytesPerRow);
@@ -304,6 +318,7 @@ class TileQueryBlock {
 
   QueryBlock block_;
   int rows_, dim_, groups_, dim_steps_, dim_tiles_;
+  bool first_page_ = true;
   SplitTile* queries_;               // [groups_, dim_steps_]
   float* out_;                       // [groups_, dim_tiles_, 16 dimensions, 16 queries]
   float *max_, *sum_;                // [groups_, 16]

@@ -11,6 +11,7 @@
 // meanwhile: multiplying a prompt takes about as long as reading the weights.
 //
 // Order of accumulation: an output is one chain over k in steps of 64 bytes, whatever tiles surround it.
+#include "kernels/amx_bf16.h"
 #include "kernels/amx_tile.h"
 #include "kernels/gemm.h"
 #include "kernels/int8_panels.h"
@@ -40,11 +41,12 @@ struct Panel {
   const int8_t* data;
 };
 
-// What tiles multiply. kDepth: numbers of k in a step. LoadWeights: one step. StoreResult: a tile of results
-// -> sums[r][0..16).
+// What tiles multiply. kDepth: numbers of k in a step. kOutputsFirst: results are [outputs, rows], else [rows,
+// outputs]. LoadWeights: one step. StoreResult: a tile of results -> sums[r][0..16).
 struct Bf16Tiles {
   using Weights = RowMajor;
   static constexpr int64_t kDepth = kTileDepth;
+  static constexpr bool kOutputsFirst = true;
 
   template <int kC, int kW, int kX>
   static inline void Dot() {
@@ -57,6 +59,7 @@ struct Bf16Tiles {
 struct Int8Tiles {
   using Weights = Panel;
   static constexpr int64_t kDepth = kTileBytes;
+  static constexpr bool kOutputsFirst = false;
 
   template <int kC, int kW, int kX>
   static inline void Dot() {
@@ -234,6 +237,46 @@ void DotTiles(const TileOutputs<Tiles>& outputs, int row_blocks, PackedRows x, i
   }
 }
 
+// Rows of outputs from their pairs, [8 pairs of outputs, 16 rows] bf16: `count` outputs of `rows` rows.
+inline void StoreTransposed(Vec (&pairs)[kTileDim / 2], int64_t rows, int count, bf16* y, int64_t ldy) {
+  TransposeFours(pairs);
+  const auto store = [&](int row, __m512i v) {
+    if (row < rows) _mm256_mask_storeu_epi16(y + row * ldy, FirstLanes(count), _mm512_castsi512_si256(v));
+    if (row + 4 < rows) {
+      _mm256_mask_storeu_epi16(y + (row + 4) * ldy, FirstLanes(count), _mm512_extracti64x4_epi64(v, 1));
+    }
+  };
+  // 128-bit lanes 0 and 1, then 2 and 3, of two vectors that hold halves of four rows each.
+  const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+  const __m512i high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+  for (int c = 0; c < 4; ++c) {
+    const __m512i a = _mm512_castps_si512(pairs[c]), b = _mm512_castps_si512(pairs[4 + c]);
+    store(c, _mm512_permutex2var_epi64(a, low, b));
+    store(8 + c, _mm512_permutex2var_epi64(a, high, b));
+  }
+}
+
+// SwiGLU of results of bf16 tiles, [16 outputs, 16 rows]: a vector holds one output's rows. So only what comes
+// of it is transposed, and as bf16: a quarter of the shuffles.
+void FinishSwiGlu(const GemmArgs& args, const float* gate, const float* up, int64_t row, int64_t first,
+                  int count) {
+  const int64_t half = args.w.rows / 2;
+  const auto output = [&](const float* c, int i, int64_t column) {
+    Vec sum = Load(c + i * kTileDim);
+    if (args.w.scale != nullptr) sum = Mul(sum, Set1(args.w.scale[column + i]));
+    return args.bias == nullptr ? sum : Add(sum, Set1(args.bias[column + i]));
+  };
+  const auto swiglu = [&](int i) {
+    if (i >= count) return Zero();
+    return Mul(SiluForBf16(output(gate, i, first)), output(up, i, half + first));
+  };
+  Vec pairs[kTileDim / 2];
+  for (int i = 0; i < kTileDim; i += 2) {
+    pairs[i / 2] = _mm512_castsi512_ps(PairOfBf16(swiglu(i), swiglu(i + 1)));
+  }
+  StoreTransposed(pairs, args.n - row, count, static_cast<bf16*>(args.y_t) + row * half + first, half);
+}
+
 // The epilogue of `count` columns from `first` on, of all rows: results are four tiles for each two blocks of
 // rows, as DotTiles leaves them.
 template <typename Tiles>
@@ -242,6 +285,12 @@ void FinishTiles(const GemmArgs& args, float (*results)[kTileFloats], int tiles,
   alignas(64) float sums[2 * kTileDim * kSumsStride];
   for (int64_t row = 0; row < args.n; row += 2 * kTileDim, results += 4) {
     const int64_t rows = args.n - row < 2 * kTileDim ? args.n - row : 2 * kTileDim;
+    if (Tiles::kOutputsFirst && args.epilogue == Epilogue::kSwiGlu) {
+      for (int block = 0; block * kTileDim < rows; ++block) {
+        FinishSwiGlu(args, results[block], results[2 + block], row + block * kTileDim, first, count);
+      }
+      continue;
+    }
     for (int tile = 0; tile < tiles; ++tile) {
       for (int block = 0; block * kTileDim < rows; ++block) {
         Tiles::StoreResult(results[2 * tile + block],

@@ -3,6 +3,7 @@
 #ifndef GENRECALL_KERNELS_GEMM_EPILOGUE_SIMD_H_
 #define GENRECALL_KERNELS_GEMM_EPILOGUE_SIMD_H_
 
+#include "kernels/bf16_math_simd.h"
 #include "kernels/transformer_args.h"
 #include "kernels/vector_loop_simd.h"
 
@@ -26,12 +27,12 @@ inline void Finish(const GemmArgs& args, int64_t row, float x_scale, int64_t fir
   ForVectors(count, [&](int64_t i, int lanes) {
     const Vec sum = output(sums, first, i, lanes);
     if (args.epilogue == Epilogue::kSwiGlu) {
-      const Vec y = Mul(Silu(sum), output(up, half + first, i, lanes));
+      const Vec factor = output(up, half + first, i, lanes);
       const int64_t at = row * half + first + i;
       if (args.x_dtype == DType::kF32) {
-        StorePartial(static_cast<float*>(args.y_t) + at, y, lanes);
+        StorePartial(static_cast<float*>(args.y_t) + at, Mul(Silu(sum), factor), lanes);
       } else {
-        StorePartial(static_cast<bf16*>(args.y_t) + at, y, lanes);
+        StorePartial(static_cast<bf16*>(args.y_t) + at, Mul(SiluForBf16(sum), factor), lanes);
       }
     } else {
       float* y = args.y + row * args.ldy + first + i;

@@ -23,6 +23,7 @@ constexpr int kTileRows = 6, kTileVecs = 2;  // 12 accumulators, 2 operands, 1 b
 [[maybe_unused]] inline Vec Div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 [[maybe_unused]] inline Vec Max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 [[maybe_unused]] inline Vec Fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+[[maybe_unused]] inline Vec NegFma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }
 [[maybe_unused]] inline void AddProduct(Vec& acc, Vec a, Vec b) {
   __asm__("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b));
 }
@@ -173,12 +174,22 @@ inline Vec WidenInt8(__m128i x) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32
   }
 }
 
+[[maybe_unused]] inline Vec ClampMagnitude(Vec x, Vec limit) {
+  return _mm256_max_ps(_mm256_min_ps(x, limit), Sub(Zero(), limit));
+}
+[[maybe_unused]] inline Vec ShiftToExponent(Vec x) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23));
+}
+[[maybe_unused]] inline Vec BitsLess(int bits, Vec x) {
+  return _mm256_castsi256_ps(_mm256_sub_epi32(_mm256_set1_epi32(bits), _mm256_castps_si256(x)));
+}
+
 [[maybe_unused]] inline Vec Exp(Vec x) {
   const Vec tiny = _mm256_cmp_ps(x, Set1(kExpLow), _CMP_LT_OQ);
   x = _mm256_min_ps(Set1(kExpHigh), x);
   const Vec n = _mm256_round_ps(Mul(x, Set1(kLog2e)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  Vec r = _mm256_fnmadd_ps(n, Set1(kLn2High), x);
-  r = _mm256_fnmadd_ps(n, Set1(kLn2Low), r);
+  Vec r = NegFma(n, Set1(kLn2High), x);
+  r = NegFma(n, Set1(kLn2Low), r);
   Vec p = Set1(kExpPoly[0]);
   for (int i = 1; i < 6; ++i) p = Fma(p, r, Set1(kExpPoly[i]));
   const Vec y = Add(Fma(Mul(p, r), r, r), Set1(1.0f));

@@ -30,6 +30,7 @@ constexpr int kTileRows = 6, kTileVecs = 4;  // 24 accumulators, 4 operands, 1 b
 [[maybe_unused]] inline Vec Div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 [[maybe_unused]] inline Vec Max(Vec a, Vec b) { return _mm512_max_ps(a, b); }  // b when either is NaN
 [[maybe_unused]] inline Vec Fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }  // a b + c
+[[maybe_unused]] inline Vec NegFma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a b
 // acc += a b on registers alone, as tiles sum. Left to itself, GCC 12 reads operands from memory once more
 // for each product, and keeps accumulators there.
 [[maybe_unused]] inline void AddProduct(Vec& acc, Vec a, Vec b) {
@@ -144,31 +145,32 @@ constexpr __mmask32 kOddWords = 0xaaaaaaaau;
   return _mm512_mask_blend_ps(FirstLanes(count < 0 ? 0 : count), fill, v);
 }
 
-// v[i] lane j becomes v[j] lane i.
-[[maybe_unused]] inline void Transpose(Vec (&v)[kLanes]) {
-  Vec t[kLanes];
-  for (int i = 0; i < kLanes; i += 2) {
-    t[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
-    t[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
-  }
+// v[4 q + c] becomes, in its 128-bit lane p, lane 4 p + c of the old v[4 q .. 4 q + 3].
+template <int kVecs>
+inline void TransposeFours(Vec (&v)[kVecs]) {
   const auto low = [](Vec a, Vec b) {
     return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
   };
   const auto high = [](Vec a, Vec b) {
     return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
   };
-  // u[4 q + c]: in its 128-bit lane p, column 4 p + c of rows 4 q .. 4 q + 3.
-  Vec u[kLanes];
-  for (int q = 0; q < kLanes; q += 4) {
-    u[q] = low(t[q], t[q + 2]);
-    u[q + 1] = high(t[q], t[q + 2]);
-    u[q + 2] = low(t[q + 1], t[q + 3]);
-    u[q + 3] = high(t[q + 1], t[q + 3]);
+  for (int q = 0; q < kVecs; q += 4) {
+    const Vec a = _mm512_unpacklo_ps(v[q], v[q + 1]), b = _mm512_unpackhi_ps(v[q], v[q + 1]);
+    const Vec c = _mm512_unpacklo_ps(v[q + 2], v[q + 3]), d = _mm512_unpackhi_ps(v[q + 2], v[q + 3]);
+    v[q] = low(a, c);
+    v[q + 1] = high(a, c);
+    v[q + 2] = low(b, d);
+    v[q + 3] = high(b, d);
   }
+}
+
+// v[i] lane j becomes v[j] lane i.
+[[maybe_unused]] inline void Transpose(Vec (&v)[kLanes]) {
+  TransposeFours(v);
   for (int c = 0; c < 4; ++c) {
-    const Vec a = _mm512_shuffle_f32x4(u[c], u[4 + c], 0x88), b = _mm512_shuffle_f32x4(u[c], u[4 + c], 0xdd);
-    const Vec d = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0x88),
-              e = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0xdd);
+    const Vec a = _mm512_shuffle_f32x4(v[c], v[4 + c], 0x88), b = _mm512_shuffle_f32x4(v[c], v[4 + c], 0xdd);
+    const Vec d = _mm512_shuffle_f32x4(v[8 + c], v[12 + c], 0x88),
+              e = _mm512_shuffle_f32x4(v[8 + c], v[12 + c], 0xdd);
     v[c] = _mm512_shuffle_f32x4(a, d, 0x88);
     v[8 + c] = _mm512_shuffle_f32x4(a, d, 0xdd);
     v[4 + c] = _mm512_shuffle_f32x4(b, e, 0x88);
@@ -176,13 +178,26 @@ constexpr __mmask32 kOddWords = 0xaaaaaaaau;
   }
 }
 
+// x, at most `limit` > 0 in magnitude.
+[[maybe_unused]] inline Vec ClampMagnitude(Vec x, Vec limit) {
+  constexpr int kSmallerMagnitude = 2;  // and x's sign
+  return _mm512_range_ps(x, limit, kSmallerMagnitude);
+}
+// The bits of x as integers: shifted left by 23, and taken from `bits`.
+[[maybe_unused]] inline Vec ShiftToExponent(Vec x) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23));
+}
+[[maybe_unused]] inline Vec BitsLess(int bits, Vec x) {
+  return _mm512_castsi512_ps(_mm512_sub_epi32(_mm512_set1_epi32(bits), _mm512_castps_si512(x)));
+}
+
 // The scalar Exp of scalar_math.h, with fused multiply-adds.
 [[maybe_unused]] inline Vec Exp(Vec x) {
   const __mmask16 tiny = _mm512_cmp_ps_mask(x, Set1(kExpLow), _CMP_LT_OQ);
   x = _mm512_min_ps(Set1(kExpHigh), x);  // this order keeps NaN
   const Vec n = _mm512_roundscale_ps(Mul(x, Set1(kLog2e)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  Vec r = _mm512_fnmadd_ps(n, Set1(kLn2High), x);
-  r = _mm512_fnmadd_ps(n, Set1(kLn2Low), r);
+  Vec r = NegFma(n, Set1(kLn2High), x);
+  r = NegFma(n, Set1(kLn2Low), r);
   Vec p = Set1(kExpPoly[0]);
   for (int i = 1; i < 6; ++i) p = Fma(p, r, Set1(kExpPoly[i]));
   const Vec y = Add(Fma(Mul(p, r), r, r), Set1(1.0f));

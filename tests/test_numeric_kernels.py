@@ -114,6 +114,30 @@ def test_gemm_swiglu(isa, dtype, rows, k, outs, with_bias, pools):
     assert_close(actual, expected, STORED[dtype])
 
 
+def silu_of(isa, x, outs=19):
+    """SiLU of bf16 numbers as the epilogue computes it: gate = x, up = 1. -> [len(x), outs]"""
+    w = np.repeat(np.float32([1, 0]), outs)[:, None]
+    return gemm(isa, "bfloat16", x[:, None], w, bias=1 - w[:, 0], epilogue="swiglu")
+
+
+def test_silu_is_within_one_rounding_to_bf16(isa):
+    """Of every bf16 number up to 86: half a unit of bf16's last place, and 2^-14 for the function."""
+    positive = (np.arange(0x10000, dtype=np.uint32) << 16).view(np.float32)
+    positive = positive[(positive > 1e-30) & (positive <= 86)]
+    x = np.concatenate([-positive[::-1], np.zeros(1, np.float32), positive])
+    expected = silu(x.astype(np.float64))[:, None]
+    error = np.abs(silu_of(isa, x) - expected)
+    assert (error <= (2.0**-8 + 2.0**-14) * np.abs(expected)).all()
+
+
+def test_silu_at_its_edges(isa):
+    x = np.array([-1e4, -90, 90, 1e30, np.inf, -np.inf, np.nan], np.float32)
+    y = silu_of(isa, x)
+    assert (np.abs(y[:2]) < 1e-30).all()
+    assert same_bits(y[2:4], np.repeat(rounded(x[2:4], "bfloat16")[:, None], y.shape[1], axis=1))
+    assert not np.isfinite(y[4:]).any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("epilogue", ["store", "swiglu"])
 @pytest.mark.parametrize("k,outs", [(33, 34), (160, 270), (2500, 18)])

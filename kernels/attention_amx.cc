@@ -7,8 +7,6 @@
 //
 // Queries and weights enter as two bf16 numbers each, the nearest one and what it leaves, so that scores and
 // outputs keep float32's accuracy but for 2^-17: products of tiles are cheap beside exp.
-#include <type_traits>
-
 #include "kernels/amx_bf16.h"
 #include "kernels/amx_tile.h"
 #include "kernels/simd_avx512.h"
@@ -99,7 +97,7 @@ class TileQueryBlock {
 
   template <typename T, typename Valid>
   void Page(const T* k, const T* v, int keys, const Valid& valid) {
-    constexpr bool kScaled = std::is_same<T, int8_t>::value;
+    constexpr bool kScaled = sizeof(T) == sizeof(int8_t);  // else bf16
     const bf16* rows = PadKeys(k, keys);
     if (kScaled) {
       for (int j = 0; j < kPageTokens; ++j) {

@@ -20,8 +20,8 @@ constexpr float kExp2Limit = 126.0f;
   return Mul(p, ShiftToExponent(shifted));
 }
 
-// x / (1 + e^-x) within 2^-14 of it for |x| <= 86. Beyond, x times the factor of 86.99 or -86.99: 1 and 10^-38.
-// NaN stays NaN.
+// x / (1 + e^-x) within 2^-14 of it for |x| <= 86. Beyond, x times the factor of 86.99 or -86.99: 1 and
+// 10^-38. NaN stays NaN.
 [[maybe_unused]] inline Vec SiluForBf16(Vec x) {
   const Vec t = ClampMagnitude(Mul(x, Set1(-kLog2e)), Set1(kExp2Limit - 0.5f));
   const Vec d = Add(Exp2ForBf16(t), Set1(1.0f));

@@ -16,21 +16,37 @@ int64_t Columns(const GemmArgs& args) {
   return args.epilogue == Epilogue::kSwiGlu ? args.w.rows / 2 : args.w.rows;
 }
 
-// Columns whose weights stay in a core's second-level cache while all rows pass over them.
-constexpr int64_t kBlockBytes = 1024 * 1024;
+// What may stay in a core's second-level cache beside what passes.
+constexpr int64_t kNearBytes = 1024 * 1024;
 
-int64_t RoundUp(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+int64_t CeilDivide(int64_t x, int64_t unit) { return (x + unit - 1) / unit; }
+int64_t RoundUp(int64_t x, int64_t unit) { return CeilDivide(x, unit) * unit; }
 
-// Short enough to share out evenly, and for the cache.
+// Units of work that the busiest thread gets of `units` when they are dealt in blocks.
+int64_t LongestShare(int64_t units, int64_t block, int64_t threads) {
+  const int64_t blocks = CeilDivide(units, block), rounds = CeilDivide(blocks, threads);
+  const int64_t last = units - (blocks - 1) * block;
+  return blocks % threads == 1 || threads == 1 ? (rounds - 1) * block + last : rounds * block;
+}
+
+// Columns of a block: few enough for the cache, several blocks a thread, and none of them left over.
 int64_t ColumnBlock(const GemmKernel& kernel, const GemmArgs& args, int64_t columns, int threads) {
   // Weights that are widened count as what they may be widened to.
   const bool widened = args.w.dtype == DType::kI8 && args.w.row_sum == nullptr;
   const int weight_bytes = widened ? DTypeSize(DType::kBF16) : DTypeSize(args.w.dtype);
   const int64_t column_bytes = args.w.rows / columns * args.w.cols * weight_bytes;
-  const int64_t cached = std::clamp<int64_t>(kBlockBytes / column_bytes, 1, kGemmBlock);
-  const int64_t share = columns / (int64_t{threads} * 4);
-  const int64_t block = std::min(cached, std::max<int64_t>(share, 16));
-  return std::max(block / kernel.column_grain, int64_t{1}) * kernel.column_grain;
+  const bool streams = kernel.streams_weights && !widened;
+  const int64_t cached = streams ? kGemmBlock : std::clamp<int64_t>(kNearBytes / column_bytes, 1, kGemmBlock);
+  const int64_t blocks = streams && kernel.packed_bytes(args) > kNearBytes ? 2 : 4;  // of a thread
+  const int64_t share = columns / (threads * blocks);
+  const int64_t most =
+      std::max(std::min(cached, std::max<int64_t>(share, 16)) / kernel.column_grain, int64_t{1});
+  const int64_t units = CeilDivide(columns, kernel.column_grain);
+  int64_t block = most;
+  for (int64_t b = most - 1; b >= CeilDivide(most, 2); --b) {
+    if (LongestShare(units, b, threads) < LongestShare(units, block, threads)) block = b;
+  }
+  return block * kernel.column_grain;
 }
 
 // y = epilogue(output(r, o)) of columns [first, last); output: the scaled product and bias of row r and

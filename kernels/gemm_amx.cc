@@ -8,27 +8,31 @@
 // outputs]. Two by two results share each loaded operand.
 //
 // All rows pass by two tiles' outputs before the next ones, and share in fetching those from memory
-// meanwhile: multiplying a prompt takes about as long as reading the weights.
+// meanwhile: multiplying a prompt takes about as long as reading the weights. Two tiles of activations are
+// read for every four products, so they must come from the second-level cache: many long rows pass piece by
+// piece, each by a whole group of columns.
 //
 // Order of accumulation: an output is one chain over k in steps of 64 bytes, whatever tiles surround it.
-#include "kernels/amx_bf16.h"
+#include "kernels/amx_results.h"
 #include "kernels/amx_tile.h"
 #include "kernels/gemm.h"
 #include "kernels/int8_panels.h"
 #include "kernels/scratch.h"
 #include "kernels/simd_avx512.h"
 // The vectors first: what follows is written over them.
-#include "kernels/gemm_epilogue_simd.h"
 #include "kernels/quantize_simd.h"
 
 namespace genrecall {
 namespace {
 
-// k that the weights of two tiles' outputs take of the first-level cache (32 KiB) while all rows pass by.
+// Of k: so much that the weights of two tiles' outputs (32 KiB) stay in the first-level cache (48 KiB on
+// Sapphire Rapids) while all rows pass by.
 constexpr int64_t kDepthSteps = 16;
+// Where activations are larger than this, so much of their k that it stays in the second-level cache (2 MiB)
+// while a group of columns passes by; the group's results take half as much.
+constexpr int64_t kNearBytes = 1 << 20;
 constexpr int64_t kPackedStep = kTileDim * kTileDim;  // 32-bit elements of one B tile
 constexpr int64_t kTileLines = kTileDim;              // cache lines of the weights a tile reads in a step
-constexpr int kSumsStride = 2 * kTileDim;
 
 // 16 outputs of a row-major matrix, or `rows` < 16 where it ends.
 struct RowMajor {
@@ -41,12 +45,25 @@ struct Panel {
   const int8_t* data;
 };
 
-// What tiles multiply. kDepth: numbers of k in a step. kOutputsFirst: results are [outputs, rows], else [rows,
-// outputs]. LoadWeights: one step. StoreResult: a tile of results -> sums[r][0..16).
+// Where a tile's weights lie: bytes from one tile to the next, from a line of a step to the next, and from a
+// step to the next.
+struct WeightLines {
+  int64_t tile, line, step;
+};
+
+// What tiles multiply. kDepth: numbers of k in a step. kOutputsFirst: results are [outputs, rows], else
+// [rows, outputs]. Lines: of a matrix with so many columns, in order or step by step. LoadWeights: one step.
+// StoreResult: a tile of results -> sums[r][0..16).
 struct Bf16Tiles {
   using Weights = RowMajor;
   static constexpr int64_t kDepth = kTileDepth;
   static constexpr bool kOutputsFirst = true;
+
+  static WeightLines Lines(int64_t cols, bool in_order) {
+    const int64_t row = cols * int64_t{sizeof(bf16)};
+    return in_order ? WeightLines{kTileDim * row, kTileBytes, kTileDim * kTileBytes}
+                    : WeightLines{kTileDim * row, row, kTileBytes};
+  }
 
   template <int kC, int kW, int kX>
   static inline void Dot() {
@@ -54,12 +71,17 @@ struct Bf16Tiles {
   }
   template <int kTile>
   static inline void LoadWeights(const RowMajor& w, int64_t step);
-  static inline void StoreResult(const float* c, float* sums);
+  static inline void StoreResult(const float* c, float* sums) { StoreResultTransposed(c, sums); }
 };
 struct Int8Tiles {
   using Weights = Panel;
   static constexpr int64_t kDepth = kTileBytes;
   static constexpr bool kOutputsFirst = false;
+
+  static WeightLines Lines(int64_t cols, bool /*in_order*/) {  // they are the same
+    constexpr int64_t kStep = kTileDim * kTileBytes;
+    return {(cols + kDepth - 1) / kDepth * kStep, kTileBytes, kStep};
+  }
 
   template <int kC, int kW, int kX>
   static inline void Dot() {
@@ -69,11 +91,7 @@ struct Int8Tiles {
   static inline void LoadWeights(const Panel& w, int64_t step) {
     TileLoad<kTile>(w.data + step * kPackedStep * 4, kTileBytes);
   }
-  static inline void StoreResult(const float* c, float* sums) {
-    for (int r = 0; r < kTileDim; ++r) {
-      Store(sums + r * kSumsStride, _mm512_cvtepi32_ps(_mm512_loadu_si512(c + r * kTileDim)));
-    }
-  }
+  static inline void StoreResult(const float* c, float* sums) { StoreInt32Result(c, sums); }
 };
 
 template <typename Tiles>
@@ -158,32 +176,25 @@ inline void Bf16Tiles::LoadWeights(const RowMajor& w, int64_t step) {
   TileLoad<kTile>(edge, kTileBytes);
 }
 
-inline void Bf16Tiles::StoreResult(const float* c, float* sums) {
-  Vec v[kTileDim];
-  for (int i = 0; i < kTileDim; ++i) v[i] = Load(c + i * kTileDim);
-  Transpose(v);
-  for (int i = 0; i < kTileDim; ++i) Store(sums + i * kSumsStride, v[i]);
-}
-
 // The activations of one or two blocks of 16 rows.
 struct PackedRows {
   const float* data;     // [blocks, steps, 16, 16]
   int64_t block_stride;  // floats
 };
 
-// Two tiles' outputs of a matrix, or one. Tiles fetch what lies `ahead` bytes behind their weights, line by
+// Two tiles' outputs of a matrix, or one. They fetch the weights `ahead` bytes behind their own, line by
 // line: of each step's kTileLines those from `line` on, `lines` of them.
 template <typename Tiles>
 struct TileOutputs {
   typename Tiles::Weights w[2];
   int tiles;
-  int64_t ahead;
-  int64_t line = 0, lines = 0;
+  WeightLines layout;
+  int64_t ahead, line = 0, lines;
 
   inline void FetchAhead(int tile, int64_t step) const {
     const char* next =
-        reinterpret_cast<const char*>(w[tile].data) + ahead + (step * kTileLines + line) * kTileBytes;
-    for (int64_t i = 0; i < lines; ++i) PrefetchFar(next + i * kTileBytes);
+        reinterpret_cast<const char*>(w[tile].data) + ahead + step * layout.step + line * layout.line;
+    for (int64_t i = 0; i < lines; ++i) PrefetchFar(next + i * layout.line);
   }
 };
 
@@ -237,71 +248,19 @@ void DotTiles(const TileOutputs<Tiles>& outputs, int row_blocks, PackedRows x, i
   }
 }
 
-// Rows of outputs from their pairs, [8 pairs of outputs, 16 rows] bf16: `count` outputs of `rows` rows.
-inline void StoreTransposed(Vec (&pairs)[kTileDim / 2], int64_t rows, int count, bf16* y, int64_t ldy) {
-  TransposeFours(pairs);
-  const auto store = [&](int row, __m512i v) {
-    if (row < rows) _mm256_mask_storeu_epi16(y + row * ldy, FirstLanes(count), _mm512_castsi512_si256(v));
-    if (row + 4 < rows) {
-      _mm256_mask_storeu_epi16(y + (row + 4) * ldy, FirstLanes(count), _mm512_extracti64x4_epi64(v, 1));
-    }
-  };
-  // 128-bit lanes 0 and 1, then 2 and 3, of two vectors that hold halves of four rows each.
-  const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
-  const __m512i high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-  for (int c = 0; c < 4; ++c) {
-    const __m512i a = _mm512_castps_si512(pairs[c]), b = _mm512_castps_si512(pairs[4 + c]);
-    store(c, _mm512_permutex2var_epi64(a, low, b));
-    store(8 + c, _mm512_permutex2var_epi64(a, high, b));
-  }
-}
-
-// SwiGLU of results of bf16 tiles, [16 outputs, 16 rows]: a vector holds one output's rows. So only what comes
-// of it is transposed, and as bf16: a quarter of the shuffles.
-void FinishSwiGlu(const GemmArgs& args, const float* gate, const float* up, int64_t row, int64_t first,
-                  int count) {
-  const int64_t half = args.w.rows / 2;
-  const auto output = [&](const float* c, int i, int64_t column) {
-    Vec sum = Load(c + i * kTileDim);
-    if (args.w.scale != nullptr) sum = Mul(sum, Set1(args.w.scale[column + i]));
-    return args.bias == nullptr ? sum : Add(sum, Set1(args.bias[column + i]));
-  };
-  const auto swiglu = [&](int i) {
-    if (i >= count) return Zero();
-    return Mul(SiluForBf16(output(gate, i, first)), output(up, i, half + first));
-  };
-  Vec pairs[kTileDim / 2];
-  for (int i = 0; i < kTileDim; i += 2) {
-    pairs[i / 2] = _mm512_castsi512_ps(PairOfBf16(swiglu(i), swiglu(i + 1)));
-  }
-  StoreTransposed(pairs, args.n - row, count, static_cast<bf16*>(args.y_t) + row * half + first, half);
-}
-
-// The epilogue of `count` columns from `first` on, of all rows: results are four tiles for each two blocks of
-// rows, as DotTiles leaves them.
-template <typename Tiles>
-void FinishTiles(const GemmArgs& args, float (*results)[kTileFloats], int tiles, const float* x_scale,
-                 int64_t first, int count) {
-  alignas(64) float sums[2 * kTileDim * kSumsStride];
-  for (int64_t row = 0; row < args.n; row += 2 * kTileDim, results += 4) {
-    const int64_t rows = args.n - row < 2 * kTileDim ? args.n - row : 2 * kTileDim;
-    if (Tiles::kOutputsFirst && args.epilogue == Epilogue::kSwiGlu) {
-      for (int block = 0; block * kTileDim < rows; ++block) {
-        FinishSwiGlu(args, results[block], results[2 + block], row + block * kTileDim, first, count);
-      }
-      continue;
-    }
-    for (int tile = 0; tile < tiles; ++tile) {
-      for (int block = 0; block * kTileDim < rows; ++block) {
-        Tiles::StoreResult(results[2 * tile + block],
-                           sums + block * kTileDim * kSumsStride + tile * kTileDim);
-      }
-    }
-    for (int64_t i = 0; i < rows; ++i) {
-      const float scale = x_scale == nullptr ? 1.0f : x_scale[row + i];
-      Finish(args, row + i, scale, first, count, sums + i * kSumsStride, sums + i * kSumsStride + kTileDim);
-    }
-  }
+// How TileColumns cuts its work: `depth` steps of k of a block of columns at a time, `span` steps of a
+// `group` of such blocks.
+struct Blocking {
+  int64_t depth, span, group;
+};
+Blocking BlockingOf(int64_t row_blocks, int64_t steps) {
+  const int64_t pairs = (row_blocks + 1) / 2;
+  if (pairs == 1) return {steps, steps, 1};  // weights are read once, in order
+  const int64_t near = kNearBytes / (row_blocks * kPackedStep * 4);
+  if (near >= steps) return {kDepthSteps, steps, 1};
+  const int64_t results = pairs * 4 * kTileFloats * int64_t{sizeof(float)};
+  const int64_t span = near / kDepthSteps * kDepthSteps, group = kNearBytes / 2 / results;
+  return {kDepthSteps, span > 0 ? span : kDepthSteps, group > 0 ? group : 1};
 }
 
 // Columns [first, last) of all rows. weights_of(part, o): those of 16 outputs from column o on, of the second
@@ -313,29 +272,46 @@ void TileColumns(const GemmArgs& args, const WeightsOf& weights_of, const float*
   const int64_t steps = Steps<Tiles>(args.w.cols), block_stride = steps * kPackedStep;
   const int64_t blocks = RowBlocks(args.n), pairs = (blocks + 1) / 2;
   const int64_t width = swiglu ? kTileDim : 2 * kTileDim;
-  const int64_t tile_bytes = kTileDim * args.w.cols * int64_t{sizeof(*Tiles::Weights::data)};
-  const int64_t depth = pairs == 1 ? steps : kDepthSteps;  // few rows: weights are read once, in order
+  const Blocking blocking = BlockingOf(blocks, steps);
   auto* results = reinterpret_cast<float (*)[kTileFloats]>(
-      ThreadScratch(ScratchArea::kTask, pairs * 4 * kTileFloats * int64_t{sizeof(float)}));
+      ThreadScratch(ScratchArea::kTask, blocking.group * pairs * 4 * kTileFloats * int64_t{sizeof(float)}));
 
-  TileConfigure();
-  for (int64_t o = first; o < last; o += width) {
-    const int count = static_cast<int>(last - o < width ? last - o : width);
+  const auto count_of = [&](int64_t o) { return static_cast<int>(last - o < width ? last - o : width); };
+  const auto outputs_of = [&](int64_t o) {
     TileOutputs<Tiles> outputs;
-    outputs.tiles = swiglu || count > kTileDim ? 2 : 1;
+    outputs.tiles = swiglu || count_of(o) > kTileDim ? 2 : 1;
     outputs.w[0] = weights_of(0, o);
     if (outputs.tiles > 1) outputs.w[1] = swiglu ? weights_of(1, o) : weights_of(0, o + kTileDim);
-    outputs.ahead = width / kTileDim * tile_bytes;
+    outputs.layout = Tiles::Lines(args.w.cols, blocking.span == steps);
+    outputs.ahead = width / kTileDim * outputs.layout.tile;
     outputs.lines = (kTileLines + pairs - 1) / pairs;
-    for (int64_t s = 0; s < steps; s += depth) {
-      const int64_t stop = s + depth < steps ? s + depth : steps;
+    return outputs;
+  };
+  // All rows by a block of columns, over steps [from, to).
+  const auto pass = [&](TileOutputs<Tiles> outputs, int64_t from, int64_t to, float (*c)[kTileFloats]) {
+    for (int64_t s = from; s < to; s += blocking.depth) {
+      const int64_t stop = s + blocking.depth < to ? s + blocking.depth : to;
       for (int64_t p = 0; p < pairs; ++p) {
         outputs.line = p * outputs.lines;
         const PackedRows x = {packed + 2 * p * block_stride, block_stride};
-        DotTiles<Tiles>(outputs, 2 * p + 1 < blocks ? 2 : 1, x, s, stop, results + p * 4);
+        DotTiles<Tiles>(outputs, 2 * p + 1 < blocks ? 2 : 1, x, s, stop, c + p * 4);
       }
     }
-    FinishTiles<Tiles>(args, results, outputs.tiles, x_scale, o, count);
+  };
+
+  TileConfigure();
+  for (int64_t start = first; start < last; start += blocking.group * width) {
+    const int64_t end = start + blocking.group * width < last ? start + blocking.group * width : last;
+    for (int64_t s = 0; s < steps; s += blocking.span) {
+      const int64_t stop = s + blocking.span < steps ? s + blocking.span : steps;
+      for (int64_t o = start; o < end; o += width) {
+        pass(outputs_of(o), s, stop, results + (o - start) / width * pairs * 4);
+      }
+    }
+    for (int64_t o = start; o < end; o += width) {
+      FinishTiles<Tiles>(args, results + (o - start) / width * pairs * 4, outputs_of(o).tiles, x_scale, o,
+                         count_of(o));
+    }
   }
   TileRelease();
 }
@@ -382,9 +358,17 @@ void Int8Columns(const GemmArgs& args, const void* packed, int64_t first, int64_
 
 }  // namespace
 
-const GemmKernel kAmxGemm = {PackedBytes, Pack, Columns, /*pack_grain=*/kTileDim,
-                             /*column_grain=*/2 * kTileDim};
-const GemmKernel kAmxInt8Gemm = {Int8PackedBytes, Int8Pack, Int8Columns, /*pack_grain=*/1,
-                                 /*column_grain=*/2 * kTileDim};
+const GemmKernel kAmxGemm = {PackedBytes,
+                             Pack,
+                             Columns,
+                             /*pack_grain=*/kTileDim,
+                             /*column_grain=*/2 * kTileDim,
+                             /*streams_weights=*/true};
+const GemmKernel kAmxInt8Gemm = {Int8PackedBytes,
+                                 Int8Pack,
+                                 Int8Columns,
+                                 /*pack_grain=*/1,
+                                 /*column_grain=*/2 * kTileDim,
+                                 /*streams_weights=*/true};
 
 }  // namespace genrecall

@@ -9,8 +9,8 @@ namespace genrecall {
 namespace {
 
 // The scale of x [cols].
-template <typename T>
-inline Int8Scale RowScale(const T* x, int64_t cols) {
+inline Int8Scale RowScale(const bf16* x, int64_t cols) { return Int8ScaleOf(LargestMagnitude(x, cols)); }
+inline Int8Scale RowScale(const float* x, int64_t cols) {
   Vec largest = Zero();
   int64_t k = 0;
   for (; k + kLanes <= cols; k += kLanes) largest = MaxMagnitude(largest, Load(x + k));

@@ -112,7 +112,7 @@ class QueryBlock {
       Product(q_ + int64_t{i} * stride_, stride_, dim_, keys_, kPageTokens, scores, kPageTokens, kPageTokens);
       for (int r = 0; r < kTileRows; ++r) {
         const int seen = i + r < rows_ ? valid(i + r) : 0;
-        Softmax(i + r, seen < keys ? seen : keys, scores + r * kPageTokens);
+        Softmax<kPageVecs>(i + r, seen < keys ? seen : keys, scores + r * kPageTokens);
       }
       Product(scores, kPageTokens, kPageTokens, values_, stride_, out_ + int64_t{i} * stride_, stride_,
               stride_);
@@ -127,7 +127,7 @@ class QueryBlock {
       const int n = keys - first < kPageTokens ? keys - first : kPageTokens;
       alignas(64) float scores[kPageTokens];
       for (int j = 0; j < n; ++j) scores[j] = Dot(i, key(first + j));
-      Softmax(i, n, scores);
+      n <= kLanes ? Softmax<1>(i, n, scores) : Softmax<kPageVecs>(i, n, scores);
       for (int j = 0; j < n; ++j) {
         const auto* v = value(first + j);
         for (int d = 0; d < dim_; d += kLanes) {
@@ -165,24 +165,25 @@ class QueryBlock {
     return Sum(sum);
   }
 
-  // Scores of query i's first `seen` keys of the block -> weights (0 for the others), and rescales what was
-  // summed before.
+  // Scores of query i's first `seen` keys of the block -> weights (0 for the others of kVecs vectors), and
+  // rescales what was summed before.
+  template <int kVecs>
   void Softmax(int i, int seen, float* scores) {
     const Vec lowest = Set1(-__builtin_inff());
-    Vec s[kPageVecs];
+    Vec s[kVecs];
     Vec top = lowest;
-    for (int v = 0; v < kPageVecs; ++v) {
+    for (int v = 0; v < kVecs; ++v) {
       s[v] = FillFrom(Load(scores + v * kLanes), seen - v * kLanes, lowest);
       top = Max(top, s[v]);
     }
     if (seen <= 0) {
-      for (int v = 0; v < kPageVecs; ++v) Store(scores + v * kLanes, Zero());
+      for (int v = 0; v < kVecs; ++v) Store(scores + v * kLanes, Zero());
       return;
     }
     const float old_max = max_[i], block_max = MaxLane(top);
     const float new_max = block_max > old_max ? block_max : old_max;
     Vec sum = Zero();
-    for (int v = 0; v < kPageVecs; ++v) {
+    for (int v = 0; v < kVecs; ++v) {
       s[v] = Exp(Sub(s[v], Set1(new_max)));
       Store(scores + v * kLanes, s[v]);
       sum = Add(sum, s[v]);

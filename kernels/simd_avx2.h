@@ -110,6 +110,23 @@ inline Vec WidenInt8(__m128i x) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32
   return _mm_cvtss_f32(_mm_castsi128_ps(m));
 }
 
+[[maybe_unused]] inline float LargestMagnitude(const bf16* x, int64_t n) {
+  const __m256i magnitude = _mm256_set1_epi16(0x7fff);
+  __m256i largest = _mm256_setzero_si256();
+  const auto add = [&](const bf16* from) {
+    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    largest = _mm256_max_epu16(largest, _mm256_and_si256(words, magnitude));
+  };
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) add(x + i);
+  bf16 rest[2 * kLanes] = {};
+  for (int64_t j = 0; i + j < n; ++j) rest[j] = x[i + j];
+  add(rest);
+  const __m256i odd = _mm256_and_si256(largest, _mm256_set1_epi32(static_cast<int>(0xffff0000u)));
+  return LargestMagnitude(
+      MaxMagnitude(_mm256_castsi256_ps(_mm256_slli_epi32(largest, 16)), _mm256_castsi256_ps(odd)));
+}
+
 [[maybe_unused]] inline Vec LoadEven(const bf16* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 16));
 }

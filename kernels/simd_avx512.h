@@ -29,7 +29,7 @@ constexpr int kTileRows = 6, kTileVecs = 4;  // 24 accumulators, 4 operands, 1 b
 [[maybe_unused]] inline Vec Mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 [[maybe_unused]] inline Vec Div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 [[maybe_unused]] inline Vec Max(Vec a, Vec b) { return _mm512_max_ps(a, b); }  // b when either is NaN
-[[maybe_unused]] inline Vec Fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }  // a b + c
+[[maybe_unused]] inline Vec Fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }      // a b + c
 [[maybe_unused]] inline Vec NegFma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a b
 // acc += a b on registers alone, as tiles sum. Left to itself, GCC 12 reads operands from memory once more
 // for each product, and keeps accumulators there.
@@ -61,7 +61,13 @@ inline __m512i RoundToBf16(Vec x) {
   rounded = _mm512_mask_or_epi32(rounded, nan, u, _mm512_set1_epi32(0x400000));
   return _mm512_and_si512(rounded, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
 }
-inline __m256i Narrow(Vec x) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(RoundToBf16(x), 16)); }
+inline __m256i Narrow(Vec x) {
+#if defined(__AVX512BF16__)
+  return (__m256i)_mm512_cvtneps_pbh(x);  // a quarter of the operations; subnormals become 0
+#else
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(RoundToBf16(x), 16));
+#endif
+}
 
 [[maybe_unused]] inline Vec Load(const bf16* p) {
   return Widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -97,7 +103,8 @@ inline Vec WidenInt8(__m128i x) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32
   const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(b), _mm512_set1_epi32(0x7fffffff));
   return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), magnitude));
 }
-[[maybe_unused]] inline float LargestMagnitude(Vec a) {  // across lanes >= 0 or NaN
+// Across lanes >= 0 or NaN.
+[[maybe_unused]] inline float LargestMagnitude(Vec a) {
   const int bits = _mm512_reduce_max_epi32(_mm512_castps_si512(a));
   return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits)));
 }
@@ -114,6 +121,20 @@ constexpr __mmask32 kOddWords = 0xaaaaaaaau;
   const __mmask32 first = (1u << count) - 1u;
   *even = Even(_mm512_maskz_loadu_epi16(first, p));
   *odd = _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(first & kOddWords, p));
+}
+
+// Of n numbers, which are compared as they lie, 2 kLanes at a time.
+[[maybe_unused]] inline float LargestMagnitude(const bf16* x, int64_t n) {
+  const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+  __m512i largest = _mm512_setzero_si512();
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    largest = _mm512_max_epu16(largest, _mm512_and_si512(_mm512_loadu_si512(x + i), magnitude));
+  }
+  const __m512i rest = _mm512_maskz_loadu_epi16((1u << (n - i)) - 1u, x + i);
+  largest = _mm512_max_epu16(largest, _mm512_and_si512(rest, magnitude));
+  const __m512i odd = _mm512_and_si512(largest, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
+  return LargestMagnitude(MaxMagnitude(Even(largest), _mm512_castsi512_ps(odd)));
 }
 
 // Into the first-level cache, and into the second.

@@ -45,8 +45,8 @@ struct TransformerOps {
   void (*beam_attention)(const BeamAttentionArgs& args, ThreadPool* pool);
   // m[r] = max_j x[r, j], s[r] = sum_j exp(x[r, j] - m[r]) (float accumulation, fixed order).
   void (*max_sum_exp)(const float* x, int64_t n, int64_t cols, int64_t stride, float* m, float* s);
-  // y[i] = e^x[i] within 2 ulp: the exp of softmax and SiLU. Below -87.3365 (-inf too): 0; capped
-  // above 88.37626; NaN stays NaN.
+  // y[i] = e^x[i] within 2 ulp: the exp of softmax and SiLU; results stored as bf16 may come of a coarser one
+  // (bf16_math_simd.h). Below -87.3365 (-inf too): 0; capped above 88.37626; NaN stays NaN.
   void (*exp)(const float* x, int64_t n, float* y);
 };
 

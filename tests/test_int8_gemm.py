@@ -142,6 +142,18 @@ def test_w8a16_multiplies_by_the_weights_that_int8_stands_for(isa, dtype, rows, 
     assert_close(actual, expected, {"float32": 2e-5, "bfloat16": 2.0**-8}[dtype])
 
 
+@pytest.mark.parametrize("quantize_inputs", [True, False])
+@pytest.mark.parametrize("epilogue", ["store", "swiglu"])
+def test_many_long_rows(isa, quantize_inputs, epilogue, pools):
+    """More activations than a cache holds pass piece by piece: a row has the bits it has alone."""
+    x, w, scale, bias = inputs(300, 4100, 140)
+    options = {"quantize_inputs": quantize_inputs, "bias": bias, "epilogue": epilogue}
+    whole = gemm(isa, "bfloat16", x, w, scale, pool=pools[2], **options)
+    for first, last in [(0, 1), (150, 155), (299, 300)]:
+        part = gemm(isa, "bfloat16", x[first:last], w, scale, **options)
+        assert same_bits(part, whole[first:last]), (first, last)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("quantize_inputs", [True, False])
 @pytest.mark.parametrize("epilogue", ["store", "swiglu"])

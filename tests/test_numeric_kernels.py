@@ -121,7 +121,7 @@ def silu_of(isa, x, outs=19):
 
 
 def test_silu_is_within_one_rounding_to_bf16(isa):
-    """Of every bf16 number up to 86: half a unit of bf16's last place, and 2^-14 for the function."""
+    """Every bf16 number up to 86: half a unit of the last place, and 2^-14 for the function."""
     positive = (np.arange(0x10000, dtype=np.uint32) << 16).view(np.float32)
     positive = positive[(positive > 1e-30) & (positive <= 86)]
     x = np.concatenate([-positive[::-1], np.zeros(1, np.float32), positive])
@@ -153,6 +153,17 @@ def test_gemm_rows_do_not_depend_on_the_batch(isa, dtype, epilogue, k, outs, poo
         assert same_bits(part, whole[first:last]), (first, last)
     order = np.random.default_rng(5).permutation(70)
     assert same_bits(gemm(isa, dtype, x[order], w, bias=bias, epilogue=epilogue), whole[order])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("epilogue", ["store", "swiglu"])
+def test_gemm_of_more_activations_than_a_cache_holds(isa, dtype, epilogue, pools):
+    """A row among many long ones, which pass piece by piece, has the bits it has alone."""
+    x, w, bias = normal(1, 300, 4100), normal(2, 140, 4100, scale=0.05), normal(3, 140)
+    whole = gemm(isa, dtype, x, w, bias=bias, epilogue=epilogue, pool=pools[2])
+    for first, last in [(0, 1), (150, 155), (299, 300)]:
+        part = gemm(isa, dtype, x[first:last], w, bias=bias, epilogue=epilogue)
+        assert same_bits(part, whole[first:last]), (first, last)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

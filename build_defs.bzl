@@ -15,7 +15,6 @@ GENRECALL_COPTS = [
     "-Wno-unused-parameter",
 ]
 
-# TensorFlow's headers warn under -Wall -Wextra; the op sources are compiled against them as system headers.
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 _AVX512 = _AVX2 + ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 

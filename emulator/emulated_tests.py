@@ -28,6 +28,7 @@ import packages
 ROOT = Path(__file__).resolve().parent.parent
 # Longest first, so that the last ones to run are short.
 DEFAULT_FILES = (
+    "tests/test_attention.py",
     "tests/test_numeric_kernels.py",
     "tests/test_int8_gemm.py",
     "tests/test_int8_kv.py",

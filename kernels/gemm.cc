@@ -35,7 +35,7 @@ int64_t ColumnBlock(const GemmKernel& kernel, const GemmArgs& args, int64_t colu
   const bool widened = args.w.dtype == DType::kI8 && args.w.row_sum == nullptr;
   const int weight_bytes = widened ? DTypeSize(DType::kBF16) : DTypeSize(args.w.dtype);
   const int64_t column_bytes = args.w.rows / columns * args.w.cols * weight_bytes;
-  const bool streams = kernel.streams_weights && !widened;
+  const bool streams = kernel.streams_weights && !widened && args.w.dtype != DType::kF32;
   const int64_t cached = streams ? kGemmBlock : std::clamp<int64_t>(kNearBytes / column_bytes, 1, kGemmBlock);
   const int64_t blocks = streams && kernel.packed_bytes(args) > kNearBytes ? 2 : 4;  // of a thread
   const int64_t share = columns / (threads * blocks);

@@ -15,6 +15,7 @@
 
 #include "kernels/crc32c.h"
 #include "kernels/gguf_format.h"
+#include "kernels/huge_pages.h"
 
 namespace genrecall {
 
@@ -67,18 +68,7 @@ struct Descriptor {
   }
 };
 
-constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kReadChunk = size_t{1} << 20;  // small enough that the checksum reads it from cache
-
-uint8_t* AllocateBytes(size_t size) {
-  const bool large = size >= kHugePage;
-  void* memory = nullptr;
-  const size_t rounded = large ? (size + kHugePage - 1) / kHugePage * kHugePage : std::max<size_t>(size, 1);
-  if (::posix_memalign(&memory, large ? kHugePage : 64, rounded) != 0) return nullptr;
-  if (large)
-    ::madvise(memory, rounded, MADV_HUGEPAGE);  // fewer page faults; a hint, so its failure is harmless
-  return static_cast<uint8_t*>(memory);
-}
 
 }  // namespace
 
@@ -145,7 +135,7 @@ class GgufReader {
     if (::fstat(in.fd, &info) != 0) return Status(Code::kInternal, Cat(path, ": ", strerror(errno)));
     if (!S_ISREG(info.st_mode)) return Status(Code::kInternal, Cat(path, ": not a regular file"));
     size_ = static_cast<uint64_t>(info.st_size);
-    uint8_t* bytes = AllocateBytes(size_);
+    uint8_t* bytes = AllocateOnHugePages(size_);
     if (bytes == nullptr)
       return Status(Code::kResourceExhausted, Cat(path, ": no memory for ", size_, " bytes"));
     file_->bytes_ = {bytes, &::free};

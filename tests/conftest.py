@@ -7,6 +7,18 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+from kernel_checks import ISAS
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    """Every instruction set that this machine has."""
+    from genrecall.kernels import _kernels
+
+    if ISAS.index(request.param) > ISAS.index(_kernels._numeric.detected_isa()):
+        pytest.skip(f"this machine has no {request.param}")
+    return request.param
+
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):

@@ -1,7 +1,7 @@
 """The AMX kernels on emulated tiles: their own source, compiled with -DGENRECALL_EMULATE_AMX.
 
-On a machine with AMX, test_numeric_kernels.py runs the same kernels on the real tiles; this file
-shows that what surrounds the tile instructions is right on every machine with AVX-512.
+On a machine with AMX, test_numeric_kernels.py and test_attention.py run them on the real tiles;
+this file shows that what surrounds the tile instructions is right on every machine with AVX-512.
 """
 
 import ctypes

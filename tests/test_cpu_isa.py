@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from kernel_checks import ISAS
 
 from genrecall.kernels import _kernels
 
-ISAS = ["scalar", "avx2", "avx512", "avx512_bf16", "amx"]
 DETECTED = _kernels._numeric.detected_isa()
 
 

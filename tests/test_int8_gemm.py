@@ -6,12 +6,11 @@ weights and is held to float tolerances. tests/test_amx_emulation.py does the sa
 
 import numpy as np
 import pytest
+from kernel_checks import DTYPES, assert_close, normal, same_bits
 
 from genrecall.kernels import _kernels
 
 n = _kernels._numeric
-ISAS = ["scalar", "avx2", "avx512", "avx512_bf16", "amx"]
-DTYPES = ["float32", "bfloat16"]
 SHAPES = [
     (0, 7, 4),
     (1, 1, 2),
@@ -28,13 +27,6 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(params=ISAS)
-def isa(request):
-    if ISAS.index(request.param) > ISAS.index(n.detected_isa()):
-        pytest.skip(f"this machine has no {request.param}")
-    return request.param
-
-
 @pytest.fixture(scope="module")
 def pools():
     return {t: n.ThreadPool(t) for t in (1, 2, 3)}
@@ -42,10 +34,6 @@ def pools():
 
 def rng(seed):
     return np.random.default_rng(seed)
-
-
-def normal(seed, *shape, scale=1.0):
-    return (rng(seed).standard_normal(shape) * scale).astype(np.float32)
 
 
 def int8(seed, *shape):
@@ -88,18 +76,6 @@ def inputs(rows, k, outs):
     """x with columns of very different size, int8 weights, positive scales, a bias."""
     x = normal(1, rows, k) * np.exp(normal(5, k, scale=2))
     return x, int8(2, outs, k), rng(3).uniform(1e-4, 1e-2, outs).astype(np.float32), normal(4, outs)
-
-
-def assert_close(actual, expected, tolerance):
-    assert actual.shape == expected.shape
-    bound = tolerance * max(np.abs(expected).max(initial=0.0), 1e-30)
-    assert np.abs(actual - expected).max(initial=0.0) <= bound
-
-
-def same_bits(a, b):
-    return a.shape == b.shape and np.array_equal(
-        np.ascontiguousarray(a).view(np.uint32), np.ascontiguousarray(b).view(np.uint32)
-    )
 
 
 def silu(x):

@@ -5,6 +5,7 @@ a row's bits do not depend on its neighbours; the engine with an int8 cache.
 import numpy as np
 import pytest
 import random_decoder
+from kernel_checks import DTYPES, STORED, assert_close, attend, normal, same_bits
 from random_decoder import Decoder, decode, same_bytes
 
 from genrecall import kernels
@@ -12,27 +13,13 @@ from genrecall.kernels import _kernels
 from genrecall.trtllm_bridge import Engine, quantize
 
 n = _kernels._numeric
-ISAS = ["scalar", "avx2", "avx512", "avx512_bf16", "amx"]
-DTYPES = ["float32", "bfloat16"]
-STORED = {"float32": 2e-6, "bfloat16": 2.0**-8}
 HEADS = [(1, 1, 8), (4, 2, 16), (14, 2, 64), (3, 3, 80), (4, 1, 128), (6, 2, 13)]
 LEVEL_SIZES = (9, 14, 6, 11)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    if ISAS.index(request.param) > ISAS.index(n.detected_isa()):
-        pytest.skip(f"this machine has no {request.param}")
-    return request.param
 
 
 @pytest.fixture(scope="module")
 def pool():
     return n.ThreadPool(2)
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def rounded(x):
@@ -41,23 +28,6 @@ def rounded(x):
     kept = largest >= np.float32(1e-36)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=kept)
     return np.rint(x * inverse).astype(np.float64) * np.where(kept, largest / np.float32(127), 0)
-
-
-def attend(q, k, v, scale):
-    """float64 softmax attention: q [heads, d], k, v [keys, kv_heads, d] -> [heads * d]."""
-    k, v = (np.repeat(a, q.shape[0] // k.shape[1], axis=1) for a in (k, v))
-    scores = scale * np.einsum("hd,khd->hk", q.astype(np.float64), k)
-    p = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return np.einsum("hk,khd->hd", p / p.sum(axis=1, keepdims=True), v).ravel()
-
-
-def assert_close(actual, expected, tolerance):
-    assert actual.shape == expected.shape
-    assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
-
-
-def same_bits(a, b):
-    return a.shape == b.shape and np.array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
 def keys_and_values(tokens, kv_heads, dim):

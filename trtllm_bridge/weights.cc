@@ -7,6 +7,7 @@
 #include <new>
 #include <set>
 
+#include "kernels/huge_pages.h"
 #include "kernels/int8_panels.h"
 #include "kernels/quantize.h"
 
@@ -305,11 +306,11 @@ class WeightsLoader {
   }
 
   uint8_t* Allocate(int64_t bytes) {
-    void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+    uint8_t* memory = AllocateOnHugePages(bytes);
     if (memory == nullptr) throw std::bad_alloc();
-    w_->buffers_.emplace_back(static_cast<uint8_t*>(memory), &std::free);
+    w_->buffers_.emplace_back(memory, &std::free);
     w_->bytes_ += bytes;
-    return static_cast<uint8_t*>(memory);
+    return memory;
   }
 
   void Fail(Status status) {

@@ -68,30 +68,33 @@ inline void FinishSwiGlu(const GemmArgs& args, const float* gate, const float* u
   StoreTransposed(pairs, args.n - row, count, static_cast<bf16*>(args.y_t) + row * half + first, half);
 }
 
-// The epilogue of `count` columns from `first` on, of all rows. results: four tiles for each two blocks of 16
-// rows, [tiles of outputs][blocks]. Tiles: see gemm_amx.cc. x_scale [n]: of quantised rows, else null.
+// Results of two tiles' outputs, `count` columns from `first` on, and of up to two blocks of 16 rows from
+// `row` on: tiles [of outputs][of rows], or the first of each.
+struct TileResults {
+  float (*c)[kTileFloats];  // [4]
+  int64_t row, first;
+  int count;
+};
+
+// Their epilogue. Tiles: see gemm_amx.cc. x_scale [n]: of quantised rows, else null.
 template <typename Tiles>
-void FinishTiles(const GemmArgs& args, float (*results)[kTileFloats], int tiles, const float* x_scale,
-                 int64_t first, int count) {
+void FinishTiles(const GemmArgs& args, const float* x_scale, const TileResults& results) {
+  const auto [c, row, first, count] = results;
+  const int64_t rows = args.n - row < 2 * kTileDim ? args.n - row : 2 * kTileDim;
+  const int blocks = rows > kTileDim ? 2 : 1, tiles = count > kTileDim ? 2 : 1;
+  if (args.epilogue == Epilogue::kSwiGlu && Tiles::kOutputsFirst) {
+    for (int b = 0; b < blocks; ++b) FinishSwiGlu(args, c[b], c[2 + b], row + b * kTileDim, first, count);
+    return;
+  }
   alignas(64) float sums[2 * kTileDim * kSumsStride];
-  for (int64_t row = 0; row < args.n; row += 2 * kTileDim, results += 4) {
-    const int64_t rows = args.n - row < 2 * kTileDim ? args.n - row : 2 * kTileDim;
-    if (Tiles::kOutputsFirst && args.epilogue == Epilogue::kSwiGlu) {
-      for (int block = 0; block * kTileDim < rows; ++block) {
-        FinishSwiGlu(args, results[block], results[2 + block], row + block * kTileDim, first, count);
-      }
-      continue;
-    }
-    for (int tile = 0; tile < tiles; ++tile) {
-      for (int block = 0; block * kTileDim < rows; ++block) {
-        Tiles::StoreResult(results[2 * tile + block],
-                           sums + block * kTileDim * kSumsStride + tile * kTileDim);
-      }
-    }
-    for (int64_t i = 0; i < rows; ++i) {
-      const float scale = x_scale == nullptr ? 1.0f : x_scale[row + i];
-      Finish(args, row + i, scale, first, count, sums + i * kSumsStride, sums + i * kSumsStride + kTileDim);
-    }
+  for (int b = 0; b < blocks; ++b) {
+    float* block = sums + b * kTileDim * kSumsStride;
+    Tiles::StoreResult(c[b], block);
+    if (tiles > 1 || args.epilogue == Epilogue::kSwiGlu) Tiles::StoreResult(c[2 + b], block + kTileDim);
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    const float scale = x_scale == nullptr ? 1.0f : x_scale[row + i];
+    Finish(args, row + i, scale, first, count, sums + i * kSumsStride, sums + i * kSumsStride + kTileDim);
   }
 }
 

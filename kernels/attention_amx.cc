@@ -106,7 +106,12 @@ class TileQueryBlock {
       }
     }
     TransposeValues(v, keys);
+    // The next group's scores before this one's softmax, which the processor computes beside the tiles.
+    alignas(64) float scores[2][kPageTokens * kGroup];
+    alignas(64) SplitTile weights[kKeySteps];
+    Scores(0, rows, scores[0]);
     for (int g = 0; g < groups_; ++g) {
+      if (g + 1 < groups_) Scores(g + 1, rows, scores[(g + 1) % 2]);
       int32_t seen[kGroup];
       bool all = true;
       for (int i = 0; i < kGroup; ++i) {
@@ -114,11 +119,8 @@ class TileQueryBlock {
         seen[i] = n < keys ? n : keys;
         all = all && n >= keys;
       }
-      alignas(64) float scores[kPageTokens * kGroup];
-      alignas(64) SplitTile weights[kKeySteps];
-      Scores(g, rows, scores);
-      all ? Softmax<kScaled, false>(g, keys, seen, scores, weights)
-          : Softmax<kScaled, true>(g, keys, seen, scores, weights);
+      all ? Softmax<kScaled, false>(g, keys, seen, scores[g % 2], weights)
+          : Softmax<kScaled, true>(g, keys, seen, scores[g % 2], weights);
       AddValues(g, (keys + kTileDepth - 1) / kTileDepth, weights);
     }
     first_page_ = false;

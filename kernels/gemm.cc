@@ -37,14 +37,15 @@ int64_t ColumnBlock(const GemmKernel& kernel, const GemmArgs& args, int64_t colu
   const int64_t column_bytes = args.w.rows / columns * args.w.cols * weight_bytes;
   const bool streams = kernel.streams_weights && !widened && args.w.dtype != DType::kF32;
   const int64_t cached = streams ? kGemmBlock : std::clamp<int64_t>(kNearBytes / column_bytes, 1, kGemmBlock);
-  const int64_t blocks = streams && kernel.packed_bytes(args) > kNearBytes ? 2 : 4;  // of a thread
+  const int64_t blocks = streams ? 2 : 4;  // of a thread
   const int64_t share = columns / (threads * blocks);
   const int64_t most =
       std::max(std::min(cached, std::max<int64_t>(share, 16)) / kernel.column_grain, int64_t{1});
   const int64_t units = CeilDivide(columns, kernel.column_grain);
-  int64_t block = most;
+  int64_t block = most, least = LongestShare(units, most, threads);
   for (int64_t b = most - 1; b >= CeilDivide(most, 2); --b) {
-    if (LongestShare(units, b, threads) < LongestShare(units, block, threads)) block = b;
+    const int64_t longest = LongestShare(units, b, threads);
+    if (longest < least) block = b, least = longest;
   }
   return block * kernel.column_grain;
 }

@@ -10,7 +10,7 @@
 // All rows pass by two tiles' outputs before the next ones, and share in fetching those from memory
 // meanwhile: multiplying a prompt takes about as long as reading the weights. Two tiles of activations are
 // read for every four products, so they must come from the second-level cache: many long rows pass piece by
-// piece, each by a whole group of columns.
+// piece, each by a whole group of columns. Epilogues run in the shadow of the tiles that follow.
 //
 // Order of accumulation: an output is one chain over k in steps of 64 bytes, whatever tiles surround it.
 #include "kernels/amx_results.h"
@@ -248,7 +248,7 @@ void DotTiles(const TileOutputs<Tiles>& outputs, int row_blocks, PackedRows x, i
   }
 }
 
-// How TileColumns cuts its work: `depth` steps of k of a block of columns at a time, `span` steps of a
+// How TileGemm cuts its work: `depth` steps of k of a block of columns at a time, `span` steps of a
 // `group` of such blocks.
 struct Blocking {
   int64_t depth, span, group;
@@ -263,58 +263,80 @@ Blocking BlockingOf(int64_t row_blocks, int64_t steps) {
   return {kDepthSteps, span > 0 ? span : kDepthSteps, group > 0 ? group : 1};
 }
 
-// Columns [first, last) of all rows. weights_of(part, o): those of 16 outputs from column o on, of the second
-// half for part 1 (kSwiGlu). x_scale [n]: of quantised rows, else null.
+// All rows by some columns. weights_of(part, o): those of 16 outputs from column o on, of the second half for
+// part 1 (kSwiGlu). x_scale [n]: of quantised rows, else null.
 template <typename Tiles, typename WeightsOf>
-void TileColumns(const GemmArgs& args, const WeightsOf& weights_of, const float* packed, const float* x_scale,
-                 int64_t first, int64_t last) {
-  const bool swiglu = args.epilogue == Epilogue::kSwiGlu;
-  const int64_t steps = Steps<Tiles>(args.w.cols), block_stride = steps * kPackedStep;
-  const int64_t blocks = RowBlocks(args.n), pairs = (blocks + 1) / 2;
-  const int64_t width = swiglu ? kTileDim : 2 * kTileDim;
-  const Blocking blocking = BlockingOf(blocks, steps);
-  auto* results = reinterpret_cast<float (*)[kTileFloats]>(
-      ThreadScratch(ScratchArea::kTask, blocking.group * pairs * 4 * kTileFloats * int64_t{sizeof(float)}));
+class TileGemm {
+ public:
+  TileGemm(const GemmArgs& args, const WeightsOf& weights_of, const float* packed, const float* x_scale)
+      : args_(args),
+        weights_of_(weights_of),
+        packed_(packed),
+        x_scale_(x_scale),
+        swiglu_(args.epilogue == Epilogue::kSwiGlu),
+        steps_(Steps<Tiles>(args.w.cols)),
+        blocks_(RowBlocks(args.n)),
+        pairs_((blocks_ + 1) / 2),
+        width_(swiglu_ ? kTileDim : 2 * kTileDim),
+        blocking_(BlockingOf(blocks_, steps_)),
+        results_(reinterpret_cast<float (*)[kTileFloats]>(ThreadScratch(
+            ScratchArea::kTask, blocking_.group * pairs_ * 4 * kTileFloats * int64_t{sizeof(float)}))) {}
 
-  const auto count_of = [&](int64_t o) { return static_cast<int>(last - o < width ? last - o : width); };
-  const auto outputs_of = [&](int64_t o) {
+  void Columns(int64_t first, int64_t last) {
+    TileConfigure();
+    for (int64_t start = first; start < last; start += blocking_.group * width_) {
+      const int64_t stop = start + blocking_.group * width_ < last ? start + blocking_.group * width_ : last;
+      for (int64_t s = 0; s < steps_; s += blocking_.span) {
+        const int64_t to = s + blocking_.span < steps_ ? s + blocking_.span : steps_;
+        for (int64_t o = start; o < stop; o += width_) {
+          const int count = static_cast<int>(last - o < width_ ? last - o : width_);
+          Pass(o, count, s, to, results_ + (o - start) / width_ * pairs_ * 4);
+        }
+      }
+      if (pairs_ == 1) FinishWaiting();  // the next group begins with their memory
+    }
+    FinishWaiting();
+    TileRelease();
+  }
+
+ private:
+  // `count` columns from o on, over steps [from, to).
+  void Pass(int64_t o, int count, int64_t from, int64_t to, float (*c)[kTileFloats]) {
     TileOutputs<Tiles> outputs;
-    outputs.tiles = swiglu || count_of(o) > kTileDim ? 2 : 1;
-    outputs.w[0] = weights_of(0, o);
-    if (outputs.tiles > 1) outputs.w[1] = swiglu ? weights_of(1, o) : weights_of(0, o + kTileDim);
-    outputs.layout = Tiles::Lines(args.w.cols, blocking.span == steps);
-    outputs.ahead = width / kTileDim * outputs.layout.tile;
-    outputs.lines = (kTileLines + pairs - 1) / pairs;
-    return outputs;
-  };
-  // All rows by a block of columns, over steps [from, to).
-  const auto pass = [&](TileOutputs<Tiles> outputs, int64_t from, int64_t to, float (*c)[kTileFloats]) {
-    for (int64_t s = from; s < to; s += blocking.depth) {
-      const int64_t stop = s + blocking.depth < to ? s + blocking.depth : to;
-      for (int64_t p = 0; p < pairs; ++p) {
+    outputs.tiles = swiglu_ || count > kTileDim ? 2 : 1;
+    outputs.w[0] = weights_of_(0, o);
+    if (outputs.tiles > 1) outputs.w[1] = swiglu_ ? weights_of_(1, o) : weights_of_(0, o + kTileDim);
+    outputs.layout = Tiles::Lines(args_.w.cols, blocking_.span == steps_);
+    outputs.ahead = width_ / kTileDim * outputs.layout.tile;
+    outputs.lines = (kTileLines + pairs_ - 1) / pairs_;
+    for (int64_t s = from; s < to; s += blocking_.depth) {
+      const int64_t stop = s + blocking_.depth < to ? s + blocking_.depth : to;
+      for (int64_t p = 0; p < pairs_; ++p) {
         outputs.line = p * outputs.lines;
-        const PackedRows x = {packed + 2 * p * block_stride, block_stride};
-        DotTiles<Tiles>(outputs, 2 * p + 1 < blocks ? 2 : 1, x, s, stop, c + p * 4);
+        const PackedRows x = {packed_ + 2 * p * steps_ * kPackedStep, steps_ * kPackedStep};
+        DotTiles<Tiles>(outputs, 2 * p + 1 < blocks_ ? 2 : 1, x, s, stop, c + p * 4);
+        // Not these results but those before them, and not at once: tiles are slow enough for the processor
+        // to compute epilogues beside them, but look ahead a few hundred operations only.
+        FinishWaiting();
+        if (stop == steps_) waiting_ = {c + p * 4, p * 2 * kTileDim, o, count};
       }
-    }
-  };
-
-  TileConfigure();
-  for (int64_t start = first; start < last; start += blocking.group * width) {
-    const int64_t end = start + blocking.group * width < last ? start + blocking.group * width : last;
-    for (int64_t s = 0; s < steps; s += blocking.span) {
-      const int64_t stop = s + blocking.span < steps ? s + blocking.span : steps;
-      for (int64_t o = start; o < end; o += width) {
-        pass(outputs_of(o), s, stop, results + (o - start) / width * pairs * 4);
-      }
-    }
-    for (int64_t o = start; o < end; o += width) {
-      FinishTiles<Tiles>(args, results + (o - start) / width * pairs * 4, outputs_of(o).tiles, x_scale, o,
-                         count_of(o));
     }
   }
-  TileRelease();
-}
+
+  void FinishWaiting() {
+    if (waiting_.count > 0) FinishTiles<Tiles>(args_, x_scale_, waiting_);
+    waiting_.count = 0;
+  }
+
+  const GemmArgs& args_;
+  const WeightsOf& weights_of_;
+  const float *packed_, *x_scale_;
+  const bool swiglu_;
+  const int64_t steps_, blocks_, pairs_, width_;
+  const Blocking blocking_;
+  float (*results_)[kTileFloats];  // [columns of the group / width_][pairs_][4]
+  TileResults waiting_ = {};       // for their epilogue
+};
 
 // `count` rows of int8 weights as bf16, which holds them exactly.
 void Widen(const WeightMatrix& w, int64_t row, int64_t count, bf16* to) {
@@ -335,7 +357,8 @@ void WidenedColumns(const GemmArgs& args, const void* packed, int64_t first, int
   const auto weights_of = [&](int part, int64_t o) {
     return RowMajor{widened + part * block + (o - first) * cols, last - o, cols};
   };
-  TileColumns<Bf16Tiles>(args, weights_of, static_cast<const float*>(packed), nullptr, first, last);
+  TileGemm<Bf16Tiles, decltype(weights_of)>(args, weights_of, static_cast<const float*>(packed), nullptr)
+      .Columns(first, last);
 }
 
 void Columns(const GemmArgs& args, const void* packed, int64_t first, int64_t last) {
@@ -346,14 +369,16 @@ void Columns(const GemmArgs& args, const void* packed, int64_t first, int64_t la
     return RowMajor{static_cast<const bf16*>(args.w.data) + row * args.w.cols, args.w.rows - row,
                     args.w.cols};
   };
-  TileColumns<Bf16Tiles>(args, weights_of, static_cast<const float*>(packed), nullptr, first, last);
+  TileGemm<Bf16Tiles, decltype(weights_of)>(args, weights_of, static_cast<const float*>(packed), nullptr)
+      .Columns(first, last);
 }
 
 void Int8Columns(const GemmArgs& args, const void* packed, int64_t first, int64_t last) {
   const auto* scale =
       reinterpret_cast<const float*>(static_cast<const char*>(packed) + PackedRowBytes<Int8Tiles>(args));
   const auto weights_of = [&](int part, int64_t o) { return Panel{Int8Panel(args.w, part, o)}; };
-  TileColumns<Int8Tiles>(args, weights_of, static_cast<const float*>(packed), scale, first, last);
+  TileGemm<Int8Tiles, decltype(weights_of)>(args, weights_of, static_cast<const float*>(packed), scale)
+      .Columns(first, last);
 }
 
 }  // namespace

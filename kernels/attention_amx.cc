@@ -6,7 +6,7 @@
 // of the block.
 //
 // Queries and weights enter as two bf16 numbers each, the nearest one and what it leaves, so that scores and
-// outputs keep float32's accuracy but for 2^-17: products of tiles are cheap beside exp.
+// outputs keep float32's accuracy but for 2^-17: a group's products run beside another's softmax.
 #include "kernels/amx_bf16.h"
 #include "kernels/amx_tile.h"
 #include "kernels/simd_avx512.h"
@@ -23,6 +23,10 @@ constexpr int kKeyTiles = kPageTokens / kTileDim;    // of scores
 constexpr int kKeySteps = kPageTokens / kTileDepth;  // of out += V^T weights
 constexpr int64_t kTileBytesPerRow = kTileDim * 4;
 static_assert(kKeyTiles == 4, "score tiles 0..3");
+// Of a weight as a power of 2: nothing to a sum of 1 or more, and no subnormal even when scaled, which takes
+// processors a hundred cycles.
+constexpr float kLowestWeight = -100.0f;
+static_assert(-kLowestWeight <= kExp2Limit, "");
 
 struct SplitTile {
   float hi[kTileFloats], lo[kTileFloats];  // pairs of bf16
@@ -248,7 +252,7 @@ class TileQueryBlock {
     Vec sum = Zero();
     const auto weight = [&](int j) {
       if (j >= keys) return Zero();
-      const Vec t = Max(Set1(-kExp2Limit), Mul(Sub(score(j), new_max), Set1(kLog2e)));  // so NaN stays
+      const Vec t = Max(Set1(kLowestWeight), Mul(Sub(score(j), new_max), Set1(kLog2e)));  // so NaN stays
       const Vec p = kMasked ? _mm512_maskz_mov_ps(visible(j), Exp2ForBf16(t)) : Exp2ForBf16(t);
       sum = Add(sum, p);
       return kScaled ? Mul(p, Set1(value_scale_[j])) : p;

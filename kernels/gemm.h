@@ -23,8 +23,8 @@ struct GemmKernel {
   void (*columns)(const GemmArgs& args, const void* packed, int64_t first, int64_t last);
   int64_t pack_grain;
   int64_t column_grain;
-  // `columns` reads weights once, however many the rows, fetching ahead, and activations once a call. So its
-  // blocks need not fit a cache, and are better long.
+  // `columns` reads weights once, however many the rows, and fetches them ahead. So its blocks need not fit a
+  // cache, and are better long.
   bool streams_weights = false;
 };
 

@@ -10,7 +10,8 @@
 // All rows pass by two tiles' outputs before the next ones, and share in fetching those from memory
 // meanwhile: multiplying a prompt takes about as long as reading the weights. Two tiles of activations are
 // read for every four products, so they must come from the second-level cache: many long rows pass piece by
-// piece, each by a whole group of columns. Epilogues run in the shadow of the tiles that follow.
+// piece, each by a whole group of columns. Of more than 32 rows, epilogues run in the shadow of the tiles
+// that follow.
 //
 // Order of accumulation: an output is one chain over k in steps of 64 bytes, whatever tiles surround it.
 #include "kernels/amx_results.h"
@@ -29,7 +30,8 @@ namespace {
 // Sapphire Rapids) while all rows pass by.
 constexpr int64_t kDepthSteps = 16;
 // Where activations are larger than this, so much of their k that it stays in the second-level cache (2 MiB)
-// while a group of columns passes by; the group's results take half as much.
+// while a group of columns passes by, of which there are so many that their results take half as much; of
+// more than 1,024 rows one step of depth and one block pass at least.
 constexpr int64_t kNearBytes = 1 << 20;
 constexpr int64_t kPackedStep = kTileDim * kTileDim;  // 32-bit elements of one B tile
 constexpr int64_t kTileLines = kTileDim;              // cache lines of the weights a tile reads in a step
@@ -194,7 +196,7 @@ struct TileOutputs {
   inline void FetchAhead(int tile, int64_t step) const {
     const char* next =
         reinterpret_cast<const char*>(w[tile].data) + ahead + step * layout.step + line * layout.line;
-    for (int64_t i = 0; i < lines; ++i) PrefetchFar(next + i * layout.line);
+    for (int64_t i = 0; i < lines && line + i < kTileLines; ++i) PrefetchFar(next + i * layout.line);
   }
 };
 

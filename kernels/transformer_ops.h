@@ -9,7 +9,7 @@
 // dtype is that of activations entering a gemm, and, where these are not int8, of weights and KV;
 // accumulation and everything between is float32. "T" below is float or bf16 as `dtype` says. A gemm that
 // multiplies int8 by int8 (WeightMatrix::row_sum) quantises its activations row by row (quantize.h) and sums
-// exactly, so that all ISAs agree bit for bit up to the epilogue's SiLU. Non-finite values in a row give
+// exactly, so that all ISAs agree bit for bit but for SwiGLU. Non-finite values in a row give
 // non-finite values in that row, and nowhere else but, through its keys and values, in rows of the same
 // sequence.
 #ifndef GENRECALL_KERNELS_TRANSFORMER_OPS_H_

@@ -123,11 +123,17 @@ def test_gemm_rows_do_not_depend_on_the_batch(isa, dtype, epilogue, k, outs, poo
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("epilogue", ["store", "swiglu"])
-def test_gemm_of_more_activations_than_a_cache_holds(isa, dtype, epilogue, pools):
-    """A row among many long ones, which pass piece by piece, has the bits it has alone."""
-    x, w, bias = normal(1, 300, 4100), normal(2, 140, 4100, scale=0.05), normal(3, 140)
-    whole = gemm(isa, dtype, x, w, bias=bias, epilogue=epilogue, pool=pools[2])
-    for first, last in [(0, 1), (150, 155), (299, 300)]:
+@pytest.mark.parametrize("rows,k,outs,threads", [(300, 4100, 140, 2), (1040, 544, 256, 1)])
+def test_gemm_of_more_activations_than_a_cache_holds(
+    isa, dtype, epilogue, rows, k, outs, threads, pools
+):
+    """A row among many long ones has the bits it has alone.
+
+    They pass piece by piece: the first shape in one group of columns, the second in several.
+    """
+    x, w, bias = normal(1, rows, k), normal(2, outs, k, scale=0.05), normal(3, outs)
+    whole = gemm(isa, dtype, x, w, bias=bias, epilogue=epilogue, pool=pools[threads])
+    for first, last in [(0, 1), (150, 155), (rows - 1, rows)]:
         part = gemm(isa, dtype, x[first:last], w, bias=bias, epilogue=epilogue)
         assert same_bits(part, whole[first:last]), (first, last)
 
@@ -144,11 +150,12 @@ def test_gemm_outputs_do_not_depend_on_the_other_outputs(isa, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gemm_non_finite_stays_in_its_row(isa, dtype):
+@pytest.mark.parametrize("epilogue", ["store", "swiglu"])
+def test_gemm_non_finite_stays_in_its_row(isa, dtype, epilogue):
     x, w = normal(1, 8, 40), normal(2, 20, 40)
-    clean = gemm(isa, dtype, x, w)
+    clean = gemm(isa, dtype, x, w, epilogue=epilogue)
     x[3, 7] = np.nan
-    dirty = gemm(isa, dtype, x, w)
+    dirty = gemm(isa, dtype, x, w, epilogue=epilogue)
     assert np.isnan(dirty[3]).all()
     others = [0, 1, 2, 4, 5, 6, 7]
     assert same_bits(dirty[others], clean[others])

@@ -40,11 +40,9 @@ inline Vec Pair(Vec even, Vec odd) {
 
 // Pairs of bf16 numbers and what they leave of `even` and `odd`.
 inline void SplitPair(Vec even, Vec odd, float* hi, float* lo) {
-  const __m512i pair = PairOfBf16(even, odd), upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-  const Vec even_left = Sub(even, Even(pair));
-  const Vec odd_left = Sub(odd, _mm512_castsi512_ps(_mm512_and_si512(pair, upper)));
+  const __m512i pair = PairOfBf16(even, odd);
   Store(hi, _mm512_castsi512_ps(pair));
-  Store(lo, _mm512_castsi512_ps(PairOfBf16(even_left, odd_left)));
+  Store(lo, _mm512_castsi512_ps(PairOfBf16(Sub(even, Even(pair)), Sub(odd, Odd(pair)))));
 }
 
 // QueryBlock's interface; the pages go through tiles, all else through a QueryBlock.

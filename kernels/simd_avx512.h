@@ -112,6 +112,9 @@ inline Vec WidenInt8(__m128i x) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32
 // 2 kLanes bf16 numbers as two vectors, those of even and those of odd index: one operation each, where
 // widening in order takes two.
 inline Vec Even(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+inline Vec Odd(__m512i pairs) {
+  return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
 constexpr __mmask32 kOddWords = 0xaaaaaaaau;
 [[maybe_unused]] inline Vec LoadEven(const bf16* p) { return Even(_mm512_loadu_si512(p)); }
 [[maybe_unused]] inline Vec LoadOdd(const bf16* p) {
@@ -133,8 +136,7 @@ constexpr __mmask32 kOddWords = 0xaaaaaaaau;
   }
   const __m512i rest = _mm512_maskz_loadu_epi16((1u << (n - i)) - 1u, x + i);
   largest = _mm512_max_epu16(largest, _mm512_and_si512(rest, magnitude));
-  const __m512i odd = _mm512_and_si512(largest, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
-  return LargestMagnitude(MaxMagnitude(Even(largest), _mm512_castsi512_ps(odd)));
+  return LargestMagnitude(MaxMagnitude(Even(largest), Odd(largest)));
 }
 
 // Into the first-level cache, and into the second.

@@ -42,3 +42,17 @@ def attend(q, k, v, scale):
     scores = scale * np.einsum("hd,khd->hk", q.astype(np.float64), k)
     p = np.exp(scores - scores.max(axis=1, keepdims=True))
     return np.einsum("hk,khd->hd", p / p.sum(axis=1, keepdims=True), v).ravel()
+
+
+def beam_inputs(beams, prompt, tail, q_heads, kv_heads, dim, rows=None):
+    """The arguments of beam attention; tails of `rows` rows, or one a beam."""
+    rows = rows or beams
+    ancestor = np.random.default_rng(7).integers(0, rows, (tail, beams)).astype(np.int32)
+    return {
+        "q": normal(1, beams, q_heads, dim),
+        "k": normal(2, prompt, kv_heads, dim),
+        "v": normal(3, prompt, kv_heads, dim),
+        "tail_k": normal(4, tail, rows, kv_heads, dim),
+        "tail_v": normal(5, tail, rows, kv_heads, dim),
+        "ancestor": ancestor,
+    }

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kernel_checks import beam_inputs, normal
 
 from genrecall.kernels import _kernels
 
@@ -63,10 +64,6 @@ def emulation(tmp_path_factory):
 
 def pointer(array, kind=ctypes.c_float):
     return None if array is None else array.ctypes.data_as(ctypes.POINTER(kind))
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def bf16(x):
@@ -321,18 +318,6 @@ def test_prefill_does_not_depend_on_chunks_or_threads(emulation, q_heads, kv_hea
             last = min(first + chunk, tokens)
             part = prefill(emulation, q[first:last], k[:last], v[:last], first, scale, threads=2)
             assert same_bits(part, whole[first:last]), (chunk, first)
-
-
-def beam_inputs(beams, prompt, tail, q_heads, kv_heads, dim):
-    ancestor = np.random.default_rng(7).integers(0, beams, (tail, beams)).astype(np.int32)
-    return {
-        "q": normal(1, beams, q_heads, dim),
-        "k": normal(2, prompt, kv_heads, dim),
-        "v": normal(3, prompt, kv_heads, dim),
-        "tail_k": normal(4, tail, beams, kv_heads, dim),
-        "tail_v": normal(5, tail, beams, kv_heads, dim),
-        "ancestor": ancestor,
-    }
 
 
 def beam_attention(library, inputs, scale, threads=1, int8_kv=False):

@@ -6,7 +6,16 @@ thread counts.
 
 import numpy as np
 import pytest
-from kernel_checks import DTYPES, STORED, assert_close, attend, normal, rounded, same_bits
+from kernel_checks import (
+    DTYPES,
+    STORED,
+    assert_close,
+    attend,
+    beam_inputs,
+    normal,
+    rounded,
+    same_bits,
+)
 
 from genrecall.kernels import _kernels
 
@@ -63,19 +72,6 @@ def test_prefill_does_not_depend_on_chunks_or_threads(isa, dtype, q_heads, kv_he
                 isa, dtype, q[first:last], k[:last], v[:last], first, scale, pools[2]
             )
             assert same_bits(part, whole[first:last]), (chunk, first)
-
-
-def beam_inputs(beams, prompt, tail, q_heads, kv_heads, dim, rows=None):
-    rows = rows or beams
-    ancestor = np.random.default_rng(7).integers(0, rows, (tail, beams)).astype(np.int32)
-    return {
-        "q": normal(1, beams, q_heads, dim),
-        "k": normal(2, prompt, kv_heads, dim),
-        "v": normal(3, prompt, kv_heads, dim),
-        "tail_k": normal(4, tail, rows, kv_heads, dim),
-        "tail_v": normal(5, tail, rows, kv_heads, dim),
-        "ancestor": ancestor,
-    }
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
